@@ -1,0 +1,206 @@
+"""The one door: every argument of the operator is checked here, and nowhere else.
+
+An error names the argument, what it was, and what is accepted. Shapes, dtypes and devices are
+always checked. Values (log-decays that are positive or NaN, malformed cu_seqlens) are checked
+whenever the tensor lies in host memory; on an accelerator that would force a synchronisation,
+so there it happens only inside `check_values()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from . import triton_core
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Callers compute log-decays in floating point, and finite differences step around 0.
+ROUNDING = 1e-4
+
+_always = False
+
+
+@contextmanager
+def check_values(enabled: bool = True) -> Iterator[None]:
+    """Check the values of log-decays and cu_seqlens on every device, at the price of a synchronisation.
+
+    >>> with check_values():
+    ...     pass
+    """
+    global _always
+    previous, _always = _always, enabled
+    try:
+        yield
+    finally:
+        _always = previous
+
+
+def shape(x: Tensor) -> str:
+    return "[" + ", ".join(map(str, x.shape)) + "]"
+
+
+def tensor(name: str, x: object, accepted: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is {type(x).__name__}; accepted: a tensor {accepted}")
+    return x
+
+
+def floating(name: str, x: Tensor) -> None:
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {x.dtype}; accepted: float64, float32, bfloat16 or float16")
+
+
+def same_device(name: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}; accepted: the device of v, {device}")
+
+
+def one_of(name: str, value: object, accepted: tuple[object, ...]) -> None:
+    if value not in accepted:
+        names = ", ".join(repr(a) for a in accepted)
+        raise ValueError(f"{name} is {value!r}; accepted: {names}")
+
+
+def shaped(name: str, x: object, device: torch.device, *accepted: tuple[str, tuple[int, ...]]) -> Tensor:
+    """x is a floating tensor of one of the shapes, each given as (how it is written, sizes)."""
+    described = " or ".join(f"{written} = {list(sizes)}" for written, sizes in accepted)
+    x = tensor(name, x, described)
+    floating(name, x)
+    same_device(name, x, device)
+    if not any(tuple(x.shape) == sizes for _, sizes in accepted):
+        raise ValueError(f"{name} has shape {shape(x)}; accepted: {described}")
+    return x
+
+
+def operands(q: object, k: object, v: object, time: bool) -> None:
+    """q, k and v agree in batch, time, dtype and device, and their heads divide v's."""
+    layouts = ("[B, T, Hq, K]", "[B, T, Hk, K]", "[B, T, H, V]")
+    if not time:
+        layouts = ("[B, Hq, K]", "[B, Hk, K]", "[B, H, V]")
+    suffix = "" if time else "_t"
+    ndim = 4 if time else 3
+    named = {}
+    for name, x, layout in zip(("q", "k", "v"), (q, k, v), layouts, strict=True):
+        x = tensor(name + suffix, x, layout)
+        floating(name + suffix, x)
+        if x.ndim != ndim:
+            raise ValueError(f"{name}{suffix} has shape {shape(x)}; accepted: {layout}, {ndim} dimensions")
+        named[name] = x
+    value = named["v"]
+    for name in ("q", "k"):
+        x = named[name]
+        if x.dtype != value.dtype:
+            raise TypeError(f"{name}{suffix} has dtype {x.dtype}; accepted: the dtype of v, {value.dtype}")
+        same_device(name + suffix, x, value.device)
+        lead = ndim - 2
+        if x.shape[:lead] != value.shape[:lead]:
+            expected = list(value.shape[:lead])
+            raise ValueError(
+                f"{name}{suffix} has shape {shape(x)}; accepted: the leading sizes of v, {expected}"
+            )
+        heads, of = x.shape[-2], value.shape[-2]
+        if heads == 0 or of % heads:
+            raise ValueError(f"{name}{suffix} has {heads} heads; accepted: a divisor of v's {of} heads")
+    if named["q"].shape[-1] != named["k"].shape[-1]:
+        raise ValueError(
+            f"q{suffix} has key dimension {named['q'].shape[-1]}; accepted: that of k, {named['k'].shape[-1]}"
+        )
+    for name in ("k", "v"):
+        if named[name].shape[-1] == 0:
+            raise ValueError(f"{name}{suffix} has shape {shape(named[name])}; accepted: at least one channel")
+
+
+def seqlens(cu_seqlens: object, v: Tensor) -> Tensor:
+    accepted = "[N + 1], int32 or int64, with B = 1"
+    x = tensor("cu_seqlens", cu_seqlens, accepted)
+    if x.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens has dtype {x.dtype}; accepted: {accepted}")
+    if x.ndim != 1 or x.shape[0] < 2:
+        raise ValueError(f"cu_seqlens has shape {shape(x)}; accepted: {accepted}, N >= 1")
+    if v.shape[0] != 1:
+        raise ValueError(f"cu_seqlens was given with batch size {v.shape[0]}; accepted: packed sequences, B = 1")
+    return x
+
+
+def seqlen_values(offsets: list[int], length: int) -> None:
+    good = offsets[0] == 0 and offsets[-1] == length and all(a <= b for a, b in zip(offsets, offsets[1:], strict=False))
+    if not good:
+        shown = offsets if len(offsets) <= 12 else [*offsets[:6], "...", *offsets[-5:]]
+        raise ValueError(f"cu_seqlens is {shown}; accepted: offsets that rise from 0 to T = {length}")
+
+
+def valid_mask(name: str, mask: object, sizes: tuple[int, ...], written: str, device: torch.device) -> Tensor:
+    x = tensor(name, mask, f"{written} = {list(sizes)}, bool")
+    if x.dtype != torch.bool:
+        raise TypeError(f"{name} has dtype {x.dtype}; accepted: bool, True where a step counts")
+    if tuple(x.shape) != sizes:
+        raise ValueError(f"{name} has shape {shape(x)}; accepted: {written} = {list(sizes)}")
+    same_device(name, x, device)
+    return x
+
+
+def checking(x: Tensor) -> bool:
+    """Whether reading the values of x is free of synchronisation, or was asked for."""
+    return not torch.compiler.is_compiling() and (_always or x.device.type == "cpu")
+
+
+def always_checking() -> bool:
+    return _always and not torch.compiler.is_compiling()
+
+
+def log_values(name: str, x: Tensor | None) -> None:
+    """No log-decay is positive or NaN."""
+    if x is None or x.numel() == 0 or not checking(x):
+        return
+    top = float(x.detach().amax())
+    if not top <= ROUNDING:  # also true of NaN
+        raise ValueError(f"{name} contains {top:.6g}; accepted: natural logs of decays, in [-inf, 0]")
+
+
+def outer_values(dt: Tensor, A: Tensor) -> None:
+    """Both factors are finite and the product is not positive."""
+    for name, x, low, high in (("dt", dt, 0.0, math.inf), ("A", A, -math.inf, 0.0)):
+        if x.numel() == 0 or not checking(x):
+            continue
+        least, most = (float(y) for y in torch.aminmax(x.detach()))
+        slack = ROUNDING
+        if not (least >= low - slack and most <= high + slack and math.isfinite(least) and math.isfinite(most)):
+            bad = most if most > high + slack or not math.isfinite(most) else least
+            sign = "finite and not negative" if name == "dt" else "finite and not positive"
+            raise ValueError(f"log_decay.{name} contains {bad:.6g}; accepted: {sign}")
+
+
+def number(name: str, x: object) -> None:
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"{name} is {x!r}; accepted: a number")
+
+
+def flag(name: str, x: object) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name} is {x!r}; accepted: True or False")
+
+
+def chunk_size(x: object) -> None:
+    if x is None:
+        return
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"chunk_size is {x!r}; accepted: None or a whole number from 1")
+    if x < 1:
+        raise ValueError(f"chunk_size is {x}; accepted: None or a whole number from 1")
+
+
+def backend(name: str, form: str, v: Tensor) -> None:
+    """The chosen backend can run here, and has the chosen form."""
+    if name != "triton":
+        return
+    if form not in ("auto", "chunk", "recurrent"):
+        raise ValueError(f"form is {form!r} with backend 'triton'; accepted: 'auto', 'chunk' or 'recurrent'")
+    if not triton_core.available(v):
+        raise ValueError(
+            f"backend is 'triton' with tensors on {v.device}; accepted: tensors on a GPU with triton "
+            "installed, or any tensors under Triton's interpreter (TRITON_INTERPRET=1)"
+        )

@@ -1,0 +1,54 @@
+"""Which form `form="auto"` takes: the one with the least estimated time, by the operations each needs.
+
+The estimates count what the torch backend does (calls, elements passed over, matrix FLOPs) and
+weigh them by the constants below, rough figures of a two-core CPU. Only their ratios matter, and
+the choice never changes the result beyond rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+CALL = 5e-6  # seconds that one torch call costs whatever its size
+ELEMENT = 1e-9  # seconds to read, transform and write one element
+FLOP = 2e-11  # seconds for one FLOP inside a batched matrix product
+
+
+class Problem(NamedTuple):
+    batch: int
+    length: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    key_vector: bool  # the key decay differs between channels
+    value_vector: bool  # values decay too
+
+
+def estimate(form: str, p: Problem, size: int) -> float:
+    """Estimated seconds of one forward pass."""
+    lanes, T, K, V = p.batch * p.heads, p.length, p.key_dim, p.value_dim
+    vectors = p.key_vector * K + p.value_vector * V
+    scalar = not vectors
+    if form == "recurrent":
+        return T * (8 * CALL + lanes * (3 * K * V + 4 * (K + V)) * ELEMENT)
+    if form == "chunk":
+        C = min(size, T)
+        levels = math.ceil(math.log2(max(C, 2)))
+        calls = 30 if scalar else 30 + 25 * levels
+        passes = 6 * C if scalar else levels * (4 * vectors + 3 * (K + V))
+        flops = (2 * C if scalar else C) * (K + V) + 4 * K * V
+        token = (passes + 6 * (K + V)) * ELEMENT + flops * FLOP
+        return math.ceil(T / C) * (calls * CALL + lanes * K * V * 3 * ELEMENT) + lanes * T * token
+    if form == "parallel":
+        per_pair = (8 + 6 * vectors) * ELEMENT + 2 * (K + V) * FLOP
+        return 30 * CALL * math.ceil(T / size) + lanes * T * T * per_pair
+    if form == "scan":
+        return 20 * math.log2(T + 1) * CALL + lanes * T * K * V * 20 * ELEMENT
+    raise ValueError(form)
+
+
+def choose_form(p: Problem, size: int) -> str:
+    if p.length == 0:
+        return "recurrent"
+    return min(("recurrent", "chunk", "parallel", "scan"), key=lambda form: estimate(form, p, size))

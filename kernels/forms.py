@@ -1,0 +1,359 @@
+"""The four forms of the recurrence, each written once in plain torch vocabulary.
+
+    S_t = (a_t b_tᵀ) ∘ S_{t-1} + k_t v_tᵀ        o_t = S_tᵀ q_t        a = exp(la), b = exp(lb)
+
+Every weight is exp of a sum of log-decays, and the sum is taken directly: nothing is divided
+and no cumulative sums are subtracted, so a log-decay of -inf is a number like any other, all
+factors lie in [0, 1] and nothing can overflow or turn into NaN. The functions use only
+operations that also make sense on field elements, which is how `mixerzoo.equivalence` proves
+that they agree: the code that is proved is the code that runs.
+
+Layout: q, k [..., T, K], v [..., T, V], la [..., T, K or 1] or None, lb [..., T, V] or None,
+state [..., K, V]. Each form returns the outputs as a list of consecutive pieces, and the final state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from .order import Order
+from .steps import Slice
+
+Result = tuple[list[Any], Any]
+
+
+class Source(Protocol):
+    """Anything that has a length in time and hands out slices of it."""
+
+    def __len__(self) -> int: ...
+    def slice(self, i: int, j: int) -> Slice: ...
+
+
+# ------------------------------------------------------------------ sums over time
+
+
+def _cat(xs: list[Any], dim: int = -2) -> Any:
+    return torch.cat(xs, dim)
+
+
+def _rows(n: int, like: Any) -> Any:
+    return torch.arange(n, device=getattr(like, "device", None))
+
+
+def _first_zero(x: Any) -> Any:
+    """One zero step (for log-decays: one step without decay)."""
+    return torch.zeros_like(x[..., :1, :])
+
+
+def prefix(x: Any, inclusive: bool) -> Any:
+    """Sum over (start..t], or over (start..t) when not inclusive."""
+    if x is None:
+        return None
+    if not inclusive:
+        x = _cat([_first_zero(x), x[..., :-1, :]])
+    return torch.cumsum(x, -2)
+
+
+def suffix(x: Any, inclusive: bool) -> Any:
+    """Sum over [s..end], or over (s..end] when not inclusive."""
+    if x is None:
+        return None
+    if not inclusive:
+        x = _cat([x[..., 1:, :], _first_zero(x)])
+    return torch.cumsum(x.flip(-2), -2).flip(-2)
+
+
+def total(x: Any) -> Any:
+    """Sum over all steps, [..., 1, D]."""
+    return None if x is None else torch.sum(x, -2, True)
+
+
+def decayed(x: Any, log_weight: Any) -> Any:
+    """x ∘ exp(log_weight)."""
+    return x if log_weight is None else x * torch.exp(log_weight)
+
+
+def decay_state(S: Any, la: Any, lb: Any) -> Any:
+    """(exp(la) exp(lb)ᵀ) ∘ S for la [..., 1, K or 1], lb [..., 1, V]."""
+    if la is not None:
+        S = torch.exp(la).mT * S
+    return decayed(S, lb)
+
+
+def segment_sums(x: Any, i: int, order: Order) -> Any:
+    """Sums of x over the steps that weigh the pair (s, t), for queries t = i.. and all keys s: [..., T-i, T, D]."""
+    n = x.shape[-2]
+    r = _rows(n, x)
+    t = r[i:, None]
+    up_to_t = (r <= t) if order.query_decayed else (r < t)
+    y = x[..., None, :, :]
+    y = torch.where(up_to_t[:, :, None], y, torch.zeros_like(y))
+    return suffix(y, order.key_decayed)
+
+
+def causal(i: int, n: int, order: Order, like: Any) -> Any:
+    """Which keys s the queries t = i..n see, [n-i, n]."""
+    r = _rows(n, like)
+    return (r[i:, None] > r) if order.strict else (r[i:, None] >= r)
+
+
+# ------------------------------------------------------------------ recurrent
+
+
+def walk(c: Slice, S: Any, order: Order) -> tuple[Any, Any]:
+    """The definition: one step at a time."""
+    outs = []
+    for t in range(c.v.shape[-2]):
+        q, k, v, la, lb = (None if x is None else x[..., t : t + 1, :] for x in c)
+        for event in order.events:
+            if event == "D":
+                S = decay_state(S, la, lb)
+            elif event == "A":
+                S = S + k.mT * v
+            else:
+                outs.append(q @ S)
+    return _cat(outs), S
+
+
+# ------------------------------------------------------------------ parallel
+
+
+def weights(c: Slice, i: int, order: Order) -> Any:
+    """The attention map of queries i.. on all keys, with the key decays in it: [..., T-i, T]."""
+    q, k, la = c.q[..., i:, :], c.k, c.la
+    if la is None or la.shape[-1] == 1:
+        P = q @ k.mT
+        if la is not None:
+            P = P * torch.exp(segment_sums(la, i, order))[..., 0]
+    else:
+        P = torch.sum(q[..., :, None, :] * k[..., None, :, :] * torch.exp(segment_sums(la, i, order)), -1)
+    return torch.where(causal(i, k.shape[-2], order, k), P, torch.zeros_like(P))
+
+
+def attend(c: Slice, S: Any, order: Order, rows: int | None = None) -> Result:
+    """Masked attention, `rows` queries at a time (which bounds the memory of the weights)."""
+    n = c.v.shape[-2]
+    outs = []
+    for i in range(0, n, rows or n):
+        j = min(i + (rows or n), n)
+        part = Slice(*(None if x is None else x[..., :j, :] for x in c))
+        P = weights(part, i, order)
+        if part.lb is None:
+            o = P @ part.v
+        else:
+            o = torch.sum(
+                P[..., None] * torch.exp(segment_sums(part.lb, i, order)) * part.v[..., None, :, :], -2
+            )
+        outs.append(o)
+    entry = _read_entry(c, S, order)
+    S = _carry(c, S, order)
+    return [_cat(outs) + entry], S
+
+
+# ------------------------------------------------------------------ chunk
+
+
+def _read_entry(c: Slice, S: Any, order: Order) -> Any:
+    """What the state at the start of a slice contributes to its outputs."""
+    q = decayed(c.q, prefix(c.la, order.query_decayed))
+    return decayed(q @ S, prefix(c.lb, order.query_decayed))
+
+
+def _carry(c: Slice, S: Any, order: Order) -> Any:
+    """The state after a slice."""
+    k = decayed(c.k, suffix(c.la, order.key_decayed))
+    v = decayed(c.v, suffix(c.lb, order.key_decayed))
+    return decay_state(S, total(c.la), total(c.lb)) + k.mT @ v
+
+
+def power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def pad_time(x: Any, n: int) -> Any:
+    """Append steps that do nothing (zero keys, no decay)."""
+    missing = n - x.shape[-2]
+    if missing == 0:
+        return x
+    return _cat([x, _first_zero(x).expand(*x.shape[:-2], missing, x.shape[-1])])
+
+
+def halves(x: Any, h: int) -> tuple[Any, Any]:
+    """Left and right halves of every block of 2h steps: two of [..., N/2h, h, D]."""
+    x = x.reshape(*x.shape[:-2], x.shape[-2] // (2 * h), 2 * h, x.shape[-1])
+    return x[..., :h, :], x[..., h:, :]
+
+
+def whole(left: Any, right: Any) -> Any:
+    """The inverse of `halves`."""
+    x = _cat([left, right])
+    return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
+
+
+def diagonal(c: Slice, order: Order) -> Any:
+    """What each step's own value contributes to its output."""
+    if order.strict:
+        return torch.zeros_like(c.v)
+    k, v = c.k, c.v
+    if order.query_decayed and order.key_decayed:
+        k, v = decayed(k, c.la), decayed(v, c.lb)
+    return torch.sum(c.q * k, -1, True) * v
+
+
+def tree(c: Slice, order: Order) -> Any:
+    """Outputs of a slice that starts from zero, for any decay.
+
+    log2(C) levels; at each, the right half of every block attends to the left half, with
+    weights exp(prefix of the right) · exp(suffix of the left): all matrix products.
+    """
+    n = c.v.shape[-2]
+    padded = power_of_two(n)
+    c = Slice(*(None if x is None else pad_time(x, padded) for x in c))
+    o = diagonal(c, order)
+    h = 1
+    while h < padded:
+        (_, q), (k, _), (v, _) = halves(c.q, h), halves(c.k, h), halves(c.v, h)
+        la_l, la_r = (None, None) if c.la is None else halves(c.la, h)
+        lb_l, lb_r = (None, None) if c.lb is None else halves(c.lb, h)
+        q = decayed(q, prefix(la_r, order.query_decayed))
+        k = decayed(k, suffix(la_l, order.key_decayed))
+        v = decayed(v, suffix(lb_l, order.key_decayed))
+        o_l, o_r = halves(o, h)
+        o = whole(o_l, o_r + decayed((q @ k.mT) @ v, prefix(lb_r, order.query_decayed)))
+        h *= 2
+    return o[..., :n, :]
+
+
+def is_scalar(c: Slice) -> bool:
+    return c.lb is None and (c.la is None or c.la.shape[-1] == 1)
+
+
+def chunk(c: Slice, S: Any, order: Order) -> tuple[Any, Any]:
+    """One chunk: inside by the weight matrix (scalar decay) or the tree, from before through the state."""
+    inside = weights(c, 0, order) @ c.v if is_scalar(c) else tree(c, order)
+    return inside + _read_entry(c, S, order), _carry(c, S, order)
+
+
+# ------------------------------------------------------------------ scan
+
+
+def _compose(first: tuple[Any, ...], then: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The associative operator on (la [..., D], lb [..., D], S [..., K, V])."""
+    (la1, lb1, S1), (la2, lb2, S2) = first, then
+
+    def plus(x: Any, y: Any) -> Any:
+        return None if x is None else x + y
+
+    def row(x: Any) -> Any:
+        return None if x is None else x[..., None, :]
+
+    return plus(la1, la2), plus(lb1, lb2), decay_state(S1, row(la2), row(lb2)) + S2
+
+
+def _map(f: Callable[..., Any], *elements: tuple[Any, ...]) -> tuple[Any, ...]:
+    """f on each part of an element, with the axis of time in front of the part's own."""
+    return tuple(
+        None if parts[0] is None else f(axis, *parts)
+        for axis, *parts in zip((-2, -2, -3), *elements, strict=True)
+    )
+
+
+def _pick(x: Any, axis: int, s: slice) -> Any:
+    return x[(..., s) + (slice(None),) * (-axis - 1)]
+
+
+def associative_scan(x: tuple[Any, ...], n: int) -> tuple[Any, ...]:
+    """All n prefixes, in about 2n compositions and 2·log2(n) levels."""
+    if n == 1:
+        return x
+
+    def part(e: tuple[Any, ...], start: int | None, stop: int | None, stride: int) -> tuple[Any, ...]:
+        return _map(lambda axis, p: _pick(p, axis, slice(start, stop, stride)), e)
+
+    m = n // 2
+    odd = associative_scan(_compose(part(x, 0, 2 * m, 2), part(x, 1, 2 * m, 2)), m)
+    even = part(x, 0, 1, 1)
+    if n > 2:
+        later = _compose(part(odd, 0, (n - 1) // 2, 1), part(x, 2, None, 2))
+        even = _map(lambda axis, a, b: _cat([a, b], axis), even, later)
+
+    def interleave(axis: int, e: Any, o: Any) -> Any:
+        both = torch.stack([_pick(e, axis, slice(0, m)), o], axis)
+        shape = list(o.shape)
+        shape[axis] = 2 * m
+        both = both.reshape(*shape)
+        return both if n == 2 * m else _cat([both, _pick(e, axis, slice(m, None))], axis)
+
+    return _map(interleave, even, odd)
+
+
+def scan(c: Slice, S: Any, order: Order) -> Result:
+    """Associative scan over (la, lb, S): every state at once, so memory of T·K·V."""
+    n = c.v.shape[-2]
+    k, v = c.k, c.v
+    if order.key_decayed:
+        k, v = decayed(k, c.la), decayed(v, c.lb)
+    writes = k[..., :, None] * v[..., None, :]
+    start = S[..., None, :, :] + torch.zeros_like(writes[..., :1, :, :])
+
+    def with_start(x: Any) -> Any:
+        return None if x is None else _cat([_first_zero(x), x])
+
+    states = associative_scan(
+        (with_start(c.la), with_start(c.lb), _cat([start, writes], -3)), n + 1
+    )[2]
+    before, after = states[..., :-1, :, :], states[..., 1:, :, :]
+    if order.events[-1] == "R":
+        read = after
+    else:
+        read = before
+        for event in order.events[: order.events.index("R")]:
+            if event == "A":
+                read = read + c.k[..., :, None] * c.v[..., None, :]
+            else:
+                la, lb = (None if x is None else x[..., None, :] for x in (c.la, c.lb))
+                read = decay_state(read, la, lb)
+    return [(c.q[..., None, :] @ read)[..., 0, :]], after[..., -1, :, :]
+
+
+# ------------------------------------------------------------------ drivers
+
+Body = Callable[[Slice, Any, Order], tuple[Any, Any]]
+
+
+def in_blocks(steps: Source, S: Any, order: Order, size: int, body: Body) -> Result:
+    """Blocks of `size` steps one after the other, the state handed from each to the next."""
+    outs = []
+    for i in range(0, len(steps), size):
+        o, S = body(steps.slice(i, min(i + size, len(steps))), S, order)
+        outs.append(o)
+    return outs, S
+
+
+def recurrent_form(steps: Source, S: Any, order: Order, size: int) -> Result:
+    return in_blocks(steps, S, order, size, walk)
+
+
+def chunk_form(steps: Source, S: Any, order: Order, size: int) -> Result:
+    return in_blocks(steps, S, order, size, chunk)
+
+
+def parallel_form(steps: Source, S: Any, order: Order, size: int) -> Result:
+    """`size` queries at a time against all keys before them."""
+    return attend(steps.slice(0, len(steps)), S, order, size)
+
+
+def scan_form(steps: Source, S: Any, order: Order, size: int) -> Result:
+    del size
+    return scan(steps.slice(0, len(steps)), S, order)
+
+
+FORMS: dict[str, Callable[[Source, Any, Order, int], Result]] = {
+    "recurrent": recurrent_form,
+    "chunk": chunk_form,
+    "parallel": parallel_form,
+    "scan": scan_form,
+}

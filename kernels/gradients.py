@@ -1,0 +1,233 @@
+"""The gradient of the recurrence: two sweeps over blocks, in plain torch vocabulary.
+
+With G_t = dL/dS_t, which obeys the same recurrence in reversed time,
+
+    dq_t = S_t do_t     dk_t = G_t v_t     dv_t = G_tᵀ k_t     dlog a_t = rowsum(a_t b_tᵀ ∘ S_{t-1} ∘ G_t)
+
+The decay gradient is taken in its *straddle* form: it sums exactly the pairs (s, t) whose
+weight contains a_t. The usual formula, a difference of two cumulative sums of q∘dq and k∘dk,
+is the same number in exact arithmetic and loses all digits where decays are strong; this one
+has no subtraction, a relative error of rounding size, and is exactly 0 where a_t = 0.
+
+Memory: the state at the start of every block, T·K·V/C; never a state per token (the recurrent
+form keeps them inside one block at a time). Everything here is differentiable again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .forms import (
+    Body,
+    Source,
+    _carry,
+    _cat,
+    causal,
+    decay_state,
+    decayed,
+    halves,
+    is_scalar,
+    pad_time,
+    power_of_two,
+    prefix,
+    segment_sums,
+    suffix,
+    total,
+    weights,
+    whole,
+)
+from .order import Order
+from .steps import Gradients, Slice, Steps
+
+# (slice, S at its start, G at its end, dO) -> gradients of the slice, G at its start
+BlockGradient = Callable[[Slice, Any, Any, Any, Order], tuple[Gradients, Any]]
+
+
+def _like(g: Any, l: Any) -> Any:
+    """Sum over channels where the decay is shared by them."""
+    return g.sum(-1, True) if l.shape[-1] == 1 else g
+
+
+# ------------------------------------------------------------------ block by block, in matrices
+
+
+def _through_state(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Gradients, Any]:
+    """Gradients of everything that passes through the state at either end of the block."""
+    pre_a, suf_a = prefix(c.la, order.query_decayed), suffix(c.la, order.key_decayed)
+    pre_b, suf_b = prefix(c.lb, order.query_decayed), suffix(c.lb, order.key_decayed)
+    q, do = decayed(c.q, pre_a), decayed(do, pre_b)
+    k, v = decayed(c.k, suf_a), decayed(c.v, suf_b)
+    dq, dk, dv = do @ S.mT, v @ G.mT, k @ G
+    dla: Any = None
+    dlb: Any = None
+    G_start = decay_state(G, total(c.la), total(c.lb))
+    if c.la is not None:
+        straddling = _like((G_start * S).sum(-1)[..., None, :], c.la)
+        dla = (
+            straddling
+            + suffix(_like(q * dq, c.la), order.query_decayed)
+            + prefix(_like(k * dk, c.la), order.key_decayed)
+        )
+    if c.lb is not None:
+        dlb = (
+            (G_start * S).sum(-2)[..., None, :]
+            + suffix(do * (q @ S), order.query_decayed)
+            + prefix(v * dv, order.key_decayed)
+        )
+    grads = Gradients(decayed(dq, pre_a), decayed(dk, suf_a), decayed(dv, suf_b), dla, dlb)
+    return grads, G_start + q.mT @ do
+
+
+def _inside_scalar(c: Slice, do: Any, order: Order) -> Gradients:
+    """Gradients of the pairs inside a block whose weights are one matrix per head."""
+    n = c.v.shape[-2]
+    P = weights(c, 0, order)
+    dP = do @ c.v.mT
+    dP = torch.where(causal(0, n, order, c.k), dP, torch.zeros_like(dP))
+    dv = P.mT @ do
+    dla = None
+    W = dP
+    if c.la is not None:
+        W = dP * torch.exp(segment_sums(c.la, 0, order))[..., 0]
+        # pairs whose weight contains a_r: queries from r on (or after r), keys before r (or up to r)
+        pairs = suffix(P * dP, order.query_decayed)
+        keys = causal(0, n, Order("ADR" if order.key_decayed else "DRA"), c.k)
+        dla = torch.sum(torch.where(keys, pairs, torch.zeros_like(pairs)), -1, True)
+    return Gradients(W @ c.k, W.mT @ c.q, dv, dla, None)
+
+
+def _inside_tree(c: Slice, do: Any, order: Order) -> Gradients:
+    """Gradients of the pairs inside a block, by the levels of the tree."""
+    n = c.v.shape[-2]
+    padded = power_of_two(n)
+    c = Slice(*(None if x is None else pad_time(x, padded) for x in c))
+    do = pad_time(do, padded)
+    if order.strict:
+        zero = torch.zeros_like(c.q * c.k * c.v[..., :1])
+        dq, dk, dv = zero, zero, torch.zeros_like(c.v)
+        dla = None if c.la is None else _like(zero, c.la)
+        dlb = None if c.lb is None else torch.zeros_like(c.v)
+    else:
+        both = order.query_decayed and order.key_decayed
+        k, v = (decayed(c.k, c.la), decayed(c.v, c.lb)) if both else (c.k, c.v)
+        dw, w = torch.sum(do * v, -1, True), torch.sum(c.q * k, -1, True)
+        dq, dk, dv = k * dw, c.q * dw, w * do
+        if both:
+            dk, dv = decayed(dk, c.la), decayed(dv, c.lb)
+        inside = c.q * k * dw if both else torch.zeros_like(dq)
+        dla = None if c.la is None else _like(inside, c.la)
+        dlb = None if c.lb is None else (do * v * w if both else torch.zeros_like(dv))
+    h = 1
+    while h < padded:
+        (_, q), (k, _), (v, _), (_, g) = halves(c.q, h), halves(c.k, h), halves(c.v, h), halves(do, h)
+        la_l, la_r = (None, None) if c.la is None else halves(c.la, h)
+        lb_l, lb_r = (None, None) if c.lb is None else halves(c.lb, h)
+        pre_a, suf_a = prefix(la_r, order.query_decayed), suffix(la_l, order.key_decayed)
+        pre_b, suf_b = prefix(lb_r, order.query_decayed), suffix(lb_l, order.key_decayed)
+        q, g, k, v = decayed(q, pre_a), decayed(g, pre_b), decayed(k, suf_a), decayed(v, suf_b)
+        P, dP = q @ k.mT, g @ v.mT
+        dq_r, dk_l, dv_l = dP @ k, dP.mT @ q, P.mT @ g
+        if dla is not None:
+            l, r = halves(dla, h)
+            dla = whole(
+                l + prefix(_like(k * dk_l, c.la), order.key_decayed),
+                r + suffix(_like(q * dq_r, c.la), order.query_decayed),
+            )
+        if dlb is not None:
+            l, r = halves(dlb, h)
+            dlb = whole(
+                l + prefix(v * dv_l, order.key_decayed),
+                r + suffix(g * (P @ v), order.query_decayed),
+            )
+        (l, r), (kl, kr), (vl, vr) = halves(dq, h), halves(dk, h), halves(dv, h)
+        dq = whole(l, r + decayed(dq_r, pre_a))
+        dk = whole(kl + decayed(dk_l, suf_a), kr)
+        dv = whole(vl + decayed(dv_l, suf_b), vr)
+        h *= 2
+    return Gradients(*(None if x is None else x[..., :n, :] for x in (dq, dk, dv, dla, dlb)))
+
+
+def chunk_gradient(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Gradients, Any]:
+    outside, G_start = _through_state(c, S, G, do, order)
+    inside = _inside_scalar(c, do, order) if is_scalar(c) else _inside_tree(c, do, order)
+    added = (
+        None if x is None else x + y
+        for x, y in zip(outside[:5], inside[:5], strict=True)
+    )
+    return Gradients(*added), G_start
+
+
+# ------------------------------------------------------------------ block by block, step by step
+
+
+def walk_gradient(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Gradients, Any]:
+    """The definition, differentiated: forward through the block keeping its states, then back."""
+
+    def at(x: Any, t: int) -> Any:
+        return None if x is None else x[..., t : t + 1, :]
+
+    n = c.v.shape[-2]
+    read: list[Any] = []
+    faded: list[Any] = []
+    for t in range(n):
+        for event in order.events:
+            if event == "D":
+                S = decay_state(S, at(c.la, t), at(c.lb, t))
+                faded.append(S)
+            elif event == "A":
+                S = S + at(c.k, t).mT * at(c.v, t)
+            else:
+                read.append(S)
+    grads: list[Gradients] = []
+    for t in range(n - 1, -1, -1):
+        q, k, v, la, lb = (at(x, t) for x in c)
+        g = at(do, t)
+        dq = dk = dv = dla = dlb = None
+        for event in order.events[::-1]:
+            if event == "R":
+                dq = g @ read[t].mT
+                G = G + q.mT * g
+            elif event == "A":
+                dk, dv = v @ G.mT, k @ G
+            else:
+                if la is not None or lb is not None:
+                    pairs = faded[t] * G
+                    dla = None if la is None else _like(pairs.sum(-1)[..., None, :], la)
+                    dlb = None if lb is None else pairs.sum(-2)[..., None, :]
+                G = decay_state(G, la, lb)
+        grads.append(Gradients(dq, dk, dv, dla, dlb))
+    joined = (None if xs[0] is None else _cat(list(xs)) for xs in list(zip(*grads[::-1], strict=True))[:5])
+    return Gradients(*joined), G
+
+
+# ------------------------------------------------------------------ the two sweeps
+
+GRADIENTS: dict[str, BlockGradient] = {"chunk": chunk_gradient, "recurrent": walk_gradient}
+
+
+def states_at(steps: Source, S: Any, order: Order, size: int, carry: Body | None = None) -> list[Any]:
+    """The state at the start of every block, and at the end: length T/size + 1."""
+    states = [S]
+    for i in range(0, len(steps), size):
+        c = steps.slice(i, min(i + size, len(steps)))
+        S = _carry(c, S, order) if carry is None else carry(c, S, order)[1]
+        states.append(S)
+    return states
+
+
+def vjp(
+    steps: Steps, S: Any, do: Any, dS: Any, order: Order, size: int, kind: str = "chunk"
+) -> tuple[Gradients, Any]:
+    """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state."""
+    block = GRADIENTS[kind]
+    starts = list(range(0, len(steps), size))
+    states = states_at(steps, S, order, size)
+    pieces, G = [], dS
+    for i, S_start in zip(reversed(starts), reversed(states[:-1]), strict=True):
+        j = min(i + size, len(steps))
+        g, G = block(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
+        pieces.append(steps.pull_back(i, j, g))
+    return steps.join(pieces[::-1]), G

@@ -1,0 +1,247 @@
+"""The public operator: one recurrence, and one step of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .forms import decay_state
+from .ops import accumulation_dtype, recurrence_op
+from .order import READS
+
+FORMS = ("auto", "parallel", "chunk", "recurrent", "scan")
+BACKENDS = ("auto", "torch", "triton")
+SCHEDULES = ("auto", "fused", "split")
+PRECISIONS = (None, "tf32")
+
+
+class OuterDecay(NamedTuple):
+    """The log-decay dt·A over keys, kept as its factors (Mamba's ΔA; Gu & Dao 2023, eq. 4).
+
+    dt [B, T, H] (in `step`, [B, H]): finite, not negative. A [H, K]: finite, not positive.
+    """
+
+    dt: Tensor
+    A: Tensor
+
+
+def recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | OuterDecay | None = None,
+    log_decay_v: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    scale: float = 1.0,
+    read: str = "after",
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
+    form: str = "auto",
+    backend: str = "auto",
+    schedule: str = "auto",
+    precision: str | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence over a whole sequence, for every batch and head:
+
+        S_t = (a_t b_tᵀ) ∘ S_{t-1} + k_t v_tᵀ        o_t = scale · S_tᵀ q_t
+
+    Args:
+        q: queries [B, T, Hq, K]. Hq divides H: head h uses query head h // (H / Hq), without copies.
+        k: keys [B, T, Hk, K]; Hk divides H.
+        v: values [B, T, H, V]. q, k and v share one dtype: float64, float32, bfloat16 or float16.
+        log_decay: natural log of a, the decay over keys, in [-inf, 0]: None (no decay), [H],
+            [B, T, H], [B, T, H, K], or `OuterDecay(dt [B, T, H], A [H, K])`. -inf is a reset.
+        log_decay_v: natural log of b, the decay over values: None, [H, V] or [B, T, H, V].
+        initial_state: S_0 [B, H, K, V], or [N, H, K, V] when packed. None is zero.
+        scale: factor of the outputs.
+        read: "after" reads S_t, "before" reads S_{t-1}.
+        reverse: let time run from the last step to the first.
+        cu_seqlens: packed sequences: int offsets [N + 1] from 0 to T, with B = 1. Each sequence
+            starts from its own initial state; nothing passes between them.
+        mask: [B, T] bool. A step where it is False leaves the state untouched: no write and no
+            decay. Its output is read from that state.
+        form: "parallel", "chunk", "recurrent" or "scan", the same function each; "auto" takes
+            the one with the least estimated cost (`kernels/choose.py`).
+        backend: "torch", "triton", or "auto": triton for tensors on a GPU, torch otherwise.
+        schedule: of the Triton kernels: "fused" keeps the state on chip through the sequence,
+            "split" computes the states between chunks first and then all outputs at once.
+        precision: None computes matrix products in full for the dtype; "tf32" lets float32
+            inputs use tf32 tensor cores on a GPU.
+        chunk_size: steps per chunk (64 by default).
+
+    Returns:
+        o [B, T, H, V] in v's dtype, and the final state [B or N, H, K, V] in the accumulation
+        dtype (float32, or float64 where any input is). Every tensor argument has a gradient, to
+        any order; that of a log-decay is exact, and exactly 0, where the decay is 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what is accepted. Log-decays
+            which are NaN or greater than rounding (1e-4) are refused on the CPU always, on a GPU inside
+            `mixerzoo.kernels.check_values()`.
+
+    Source: the common recurrence of RetNet (Sun et al. 2023, eq. 3), GLA (Yang et al. 2024, eq. 3)
+        and Mamba-2 (Dao & Gu 2024, eq. 1); the decay over values is GLA's β (its eq. 3).
+    """
+    checks.operands(q, k, v, time=True)
+    device, (B, T, H, V), K = v.device, v.shape, k.shape[3]
+    outer = None
+    if isinstance(log_decay, OuterDecay):
+        checks.shaped("log_decay.dt", log_decay.dt, device, ("[B, T, H]", (B, T, H)))
+        checks.shaped("log_decay.A", log_decay.A, device, ("[H, K]", (H, K)))
+        log_decay, outer = log_decay
+    elif log_decay is not None:
+        checks.shaped(
+            "log_decay",
+            log_decay,
+            device,
+            ("[H]", (H,)),
+            ("[B, T, H]", (B, T, H)),
+            ("[B, T, H, K]", (B, T, H, K)),
+        )
+    if log_decay_v is not None:
+        checks.shaped(
+            "log_decay_v", log_decay_v, device, ("[H, V]", (H, V)), ("[B, T, H, V]", (B, T, H, V))
+        )
+    sequences = B
+    if cu_seqlens is not None:
+        sequences = checks.seqlens(cu_seqlens, v).shape[0] - 1
+    if initial_state is not None:
+        written = "[B, H, K, V]" if cu_seqlens is None else "[N, H, K, V]"
+        checks.shaped("initial_state", initial_state, device, (written, (sequences, H, K, V)))
+    checks.number("scale", scale)
+    checks.flag("reverse", reverse)
+    checks.one_of("read", read, tuple(READS))
+    checks.one_of("form", form, FORMS)
+    checks.one_of("backend", backend, BACKENDS)
+    checks.one_of("schedule", schedule, SCHEDULES)
+    checks.one_of("precision", precision, PRECISIONS)
+    checks.chunk_size(chunk_size)
+    checks.backend(backend, form, v)
+    if mask is not None:
+        mask = checks.valid_mask("mask", mask, (B, T), "[B, T]", device)
+        k, v, log_decay, log_decay_v = _apply_mask(mask, k, v, log_decay, log_decay_v, B, T)
+    out, state = recurrence_op(
+        q,
+        k,
+        v,
+        log_decay,
+        outer,
+        log_decay_v,
+        initial_state,
+        cu_seqlens,
+        float(scale),
+        read,
+        reverse,
+        form,
+        backend,
+        schedule,
+        precision,
+        chunk_size,
+    )
+    return out, state
+
+
+def _apply_mask(
+    mask: Tensor, k: Tensor, v: Tensor, la: Tensor | None, lb: Tensor | None, B: int, T: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Masked steps write nothing and do not decay; whatever padding holds (NaN included) is dropped."""
+
+    def keep(x: Tensor) -> Tensor:
+        return torch.where(mask.reshape(B, T, *(1 for _ in x.shape[2:])), x, torch.zeros_like(x))
+
+    if la is not None:
+        la = keep(la.expand(B, T, *la.shape) if la.ndim == 1 else la)
+    if lb is not None:
+        lb = keep(lb.expand(B, T, *lb.shape) if lb.ndim == 2 else lb)
+    return keep(k), keep(v), la, lb
+
+
+def step(
+    q_t: Tensor,
+    k_t: Tensor,
+    v_t: Tensor,
+    log_decay_t: Tensor | OuterDecay | None = None,
+    log_decay_v_t: Tensor | None = None,
+    *,
+    state: Tensor | None = None,
+    scale: float = 1.0,
+    read: str = "after",
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of `recurrence`: what it does to the next token, given the state so far.
+
+    Args:
+        q_t, k_t, v_t: [B, Hq, K], [B, Hk, K], [B, H, V].
+        log_decay_t: None, [H], [B, H], [B, H, K] or `OuterDecay(dt [B, H], A [H, K])`.
+        log_decay_v_t: None, [H, V] or [B, H, V].
+        state: S_{t-1} [B, H, K, V]; None is zero.
+        scale, read: as in `recurrence`.
+        mask: [B] bool; where False the state stays as it was.
+
+    Returns:
+        o_t [B, H, V] in v_t's dtype, and S_t [B, H, K, V] in the accumulation dtype.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what is accepted. Values are
+            checked inside `mixerzoo.kernels.check_values()` only: a look at them would cost as
+            much as the step.
+
+    Source: as `recurrence`.
+    """
+    checks.operands(q_t, k_t, v_t, time=False)
+    device, (B, H, V), K = v_t.device, v_t.shape, k_t.shape[2]
+    la, A = log_decay_t, None
+    if isinstance(la, OuterDecay):
+        checks.shaped("log_decay_t.dt", la.dt, device, ("[B, H]", (B, H)))
+        checks.shaped("log_decay_t.A", la.A, device, ("[H, K]", (H, K)))
+        la, A = la
+    elif la is not None:
+        checks.shaped(
+            "log_decay_t", la, device, ("[H]", (H,)), ("[B, H]", (B, H)), ("[B, H, K]", (B, H, K))
+        )
+    lb = log_decay_v_t
+    if lb is not None:
+        checks.shaped("log_decay_v_t", lb, device, ("[H, V]", (H, V)), ("[B, H, V]", (B, H, V)))
+    if state is not None:
+        checks.shaped("state", state, device, ("[B, H, K, V]", (B, H, K, V)))
+    checks.number("scale", scale)
+    checks.one_of("read", read, tuple(READS))
+    if mask is not None:
+        mask = checks.valid_mask("mask", mask, (B,), "[B]", device)
+
+    if checks.always_checking():
+        if A is not None and la is not None:
+            checks.outer_values(la, A)
+        else:
+            checks.log_values("log_decay_t", la)
+        checks.log_values("log_decay_v_t", lb)
+
+    dtype = accumulation_dtype(q_t, k_t, v_t, la, A, lb, state)
+
+    def heads(x: Tensor) -> Tensor:
+        """[B, Hx, K] to [B, H, 1, K], in the accumulation dtype."""
+        x = x.to(dtype)
+        return x.repeat_interleave(H // x.shape[1], 1).unsqueeze(2) if x.shape[1] != 1 else x.unsqueeze(2)
+
+    q, k, v = heads(q_t), heads(k_t), v_t.to(dtype).unsqueeze(2)
+    if scale != 1.0:
+        q = q * scale
+    if la is not None:
+        la = la.to(dtype)
+        la = la[..., None, None] if la.ndim < 3 else la.unsqueeze(2)
+        if A is not None:
+            la = la * A.to(dtype).unsqueeze(1)
+    if lb is not None:
+        lb = lb.to(dtype).unsqueeze(-2)
+    S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)
+    new = decay_state(S, la, lb) + k.mT * v
+    if mask is not None:
+        new = torch.where(mask[:, None, None, None], new, S)
+    o = (q.mT * (new if read == "after" else S)).sum(2)
+    return o.to(v_t.dtype), new

@@ -1,0 +1,354 @@
+"""The operator as torch sees it: `mixerzoo::recurrence` and its gradient, with fake and autograd.
+
+Inside, a backend runs: torch (the forms in this folder) or Triton. The gradient of the gradient
+differentiates the torch formula, so that derivatives of every order exist with either backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from . import checks, triton_core
+from .choose import Problem, choose_form
+from .forms import FORMS
+from .gradients import vjp
+from .order import READS
+from .steps import Gradients, Steps
+
+CHUNK = 64
+# The recurrent gradient keeps the states of one block.
+GRADIENT_KIND = {"recurrent": "recurrent", "chunk": "chunk", "parallel": "chunk", "scan": "chunk"}
+
+
+class Options(NamedTuple):
+    scale: float
+    read: str
+    reverse: bool
+    form: str
+    backend: str
+    schedule: str
+    precision: str | None
+    chunk_size: int | None
+
+
+class Operands(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor | None
+    outer: Tensor | None
+    log_decay_v: Tensor | None
+    initial_state: Tensor | None
+    cu_seqlens: Tensor | None
+
+
+def accumulation_dtype(*xs: Tensor | None) -> torch.dtype:
+    """At least float32, float64 if anything is."""
+    wide = any(x is not None and x.dtype == torch.float64 for x in xs)
+    return torch.float64 if wide else torch.float32
+
+
+def state_shape(x: Operands) -> tuple[int, int, int, int]:
+    n = x.v.shape[0] if x.cu_seqlens is None else x.cu_seqlens.shape[0] - 1
+    return n, x.v.shape[2], x.k.shape[3], x.v.shape[3]
+
+
+def _acc(x: Operands) -> torch.dtype:
+    return accumulation_dtype(*x[:7])
+
+
+def uses_triton(x: Operands, o: Options) -> bool:
+    if o.backend != "auto":
+        return o.backend == "triton"
+    return x.v.is_cuda and o.form in ("auto", "chunk", "recurrent") and triton_core.available(x.v)
+
+
+@contextmanager
+def _full_precision(device: torch.device, precision: str | None) -> Iterator[None]:
+    """Matrix products in the dtype of their operands: no autocast, tf32 only where asked."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def form_of(x: Operands, o: Options) -> str:
+    if o.form != "auto":
+        return o.form
+    b, t, h, V = x.v.shape
+    if x.cu_seqlens is not None:
+        t = max(1, t // (x.cu_seqlens.shape[0] - 1))
+    key_vector = x.outer is not None or (x.log_decay is not None and x.log_decay.ndim == 4)
+    problem = Problem(b, t, h, x.k.shape[3], V, key_vector, x.log_decay_v is not None)
+    return choose_form(problem, o.chunk_size or CHUNK)
+
+
+def _block(x: Operands, o: Options, form: str) -> int:
+    if form != "parallel":
+        return o.chunk_size or CHUNK
+    # As many rows of the attention map at once as keep its weights near 16 million numbers.
+    wide = max(
+        x.k.shape[3] if x.log_decay is not None and (x.log_decay.ndim == 4 or x.outer is not None) else 1,
+        x.v.shape[3] if x.log_decay_v is not None else 1,
+    )
+    pairs = max(1, x.v.shape[0] * x.v.shape[2] * x.v.shape[1] * wide)
+    return o.chunk_size or max(1, min(x.v.shape[1], (1 << 24) // pairs))
+
+
+def _steps(x: Operands, o: Options, start: int, stop: int, dtype: torch.dtype) -> Steps:
+    def cut(y: Tensor | None, constant: int) -> Tensor | None:
+        return y if y is None or y.ndim == constant else y[:, start:stop]
+
+    return Steps(
+        x.q[:, start:stop],
+        x.k[:, start:stop],
+        x.v[:, start:stop],
+        cut(x.log_decay, 1),
+        x.outer,
+        cut(x.log_decay_v, 2),
+        scale=o.scale,
+        reverse=o.reverse,
+        dtype=dtype,
+    )
+
+
+def _segments(x: Operands) -> list[tuple[int, int]]:
+    if x.cu_seqlens is None:
+        return [(0, x.v.shape[1])]
+    offsets = x.cu_seqlens.tolist()
+    checks.seqlen_values(offsets, x.v.shape[1])
+    return list(zip(offsets, offsets[1:], strict=False))
+
+
+def _initial(x: Operands, n: int, dtype: torch.dtype) -> Tensor:
+    if x.initial_state is None:
+        b, h, k, v = state_shape(x)
+        return x.v.new_zeros(b if x.cu_seqlens is None else 1, h, k, v, dtype=dtype)
+    s = x.initial_state if x.cu_seqlens is None else x.initial_state[n : n + 1]
+    return s.to(dtype)
+
+
+def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
+    dtype, order = _acc(x), READS[o.read]
+    form = form_of(x, o)
+    pieces, states = [x.v.new_zeros(x.v.shape[0], 0, *x.v.shape[2:], dtype=dtype)], []
+    with _full_precision(x.v.device, o.precision):
+        for n, (start, stop) in enumerate(_segments(x)):
+            state = _initial(x, n, dtype)
+            if stop > start:
+                steps = _steps(x, o, start, stop, dtype)
+                outs, state = FORMS[form](steps, state, order, _block(x, o, form))
+                outs = [piece.transpose(1, 2) for piece in outs]
+                pieces += [piece.flip(1) for piece in outs[::-1]] if o.reverse else outs
+            states.append(state)
+    state = states[0] if len(states) == 1 else torch.cat(states)
+    return torch.cat(pieces, 1).to(x.v.dtype), state
+
+
+def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple[Gradients, Tensor]:
+    """Gradients of the operands and of the initial state, all in the accumulation dtype."""
+    dtype, order = _acc(x), READS[o.read]
+    kind = GRADIENT_KIND[form_of(x, o)]
+    size = o.chunk_size or CHUNK
+    found: list[Gradients] = []
+    states = []
+    with _full_precision(x.v.device, o.precision):
+        do, dstate = do.to(dtype), dstate.to(dtype)
+        for n, (start, stop) in enumerate(_segments(x)):
+            G = dstate if x.cu_seqlens is None else dstate[n : n + 1]
+            if stop > start:
+                steps = _steps(x, o, start, stop, dtype)
+                g, G = vjp(steps, _initial(x, n, dtype), do[:, start:stop], G, order, size, kind)
+                found.append(g)
+            states.append(G)
+    state = states[0] if len(states) == 1 else torch.cat(states)
+    if not found:
+        zeros = (None if y is None else torch.zeros_like(y, dtype=dtype) for y in x[:6])
+        q, k, v, la, outer, lb = zeros
+        return Gradients(q, k, v, la, lb, outer), state  # type: ignore[arg-type]
+    # Sequences lie in memory order here, whichever way time runs inside each.
+    everything = Steps(x.q, x.k, x.v, x.log_decay, x.outer, x.log_decay_v)
+    return (found[0] if len(found) == 1 else everything.join(found)), state
+
+
+# ------------------------------------------------------------------ registration
+
+# Spelled with Optional: the schema of an operator is inferred from the annotations.
+
+
+@torch.library.custom_op("mixerzoo::recurrence", mutates_args=())
+def recurrence_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Optional[Tensor],
+    outer: Optional[Tensor],
+    log_decay_v: Optional[Tensor],
+    initial_state: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    scale: float,
+    read: str,
+    reverse: bool,
+    form: str,
+    backend: str,
+    schedule: str,
+    precision: Optional[str],
+    chunk_size: Optional[int],
+) -> tuple[Tensor, Tensor]:
+    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens)
+    o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size)
+    if outer is None:
+        checks.log_values("log_decay", log_decay)
+    elif log_decay is not None:
+        checks.outer_values(log_decay, outer)
+    checks.log_values("log_decay_v", log_decay_v)
+    if uses_triton(x, o):
+        out, state = triton_core.forward(*x, **_triton_options(o))
+    else:
+        out, state = torch_forward(x, o)
+    # An operator's results may not share memory with its arguments (T = 0 hands the state through).
+    if initial_state is not None and state.data_ptr() == initial_state.data_ptr():
+        state = state.clone()
+    return out, state
+
+
+def _triton_options(o: Options) -> dict[str, Any]:
+    return {
+        "scale": o.scale,
+        "read": o.read,
+        "reverse": o.reverse,
+        "schedule": o.schedule,
+        "precision": o.precision,
+        "chunk_size": o.chunk_size,
+    }
+
+
+@recurrence_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Optional[Tensor],
+    outer: Optional[Tensor],
+    log_decay_v: Optional[Tensor],
+    initial_state: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens)
+    return v.new_empty(v.shape), v.new_empty(state_shape(x), dtype=_acc(x))
+
+
+# One gradient for each tensor of Operands but cu_seqlens; an absent operand's is empty.
+Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("mixerzoo::recurrence_backward", mutates_args=())
+def backward_op(
+    do: Tensor,
+    dstate: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Optional[Tensor],
+    outer: Optional[Tensor],
+    log_decay_v: Optional[Tensor],
+    initial_state: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    scale: float,
+    read: str,
+    reverse: bool,
+    form: str,
+    backend: str,
+    schedule: str,
+    precision: Optional[str],
+    chunk_size: Optional[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens)
+    o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size)
+    if uses_triton(x, o):
+        grads = triton_core.backward(do, dstate, *x, **_triton_options(o))
+    else:
+        grads = _flat(*torch_backward(do, dstate, x, o))
+    return tuple(  # type: ignore[return-value]
+        v.new_empty(0) if y is None or g is None else _own(g.to(y.dtype), do, dstate)
+        for y, g in zip(x[:7], grads, strict=True)
+    )
+
+
+def _own(g: Tensor, *arguments: Tensor) -> Tensor:
+    g = g.contiguous()
+    return g.clone() if any(g.data_ptr() == a.data_ptr() for a in arguments) else g
+
+
+def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
+    """In the order of Operands."""
+    return g.q, g.k, g.v, g.la, g.outer, g.lb, dstate
+
+
+@backward_op.register_fake
+def _(do: Tensor, dstate: Tensor, *args: Any) -> Seven:
+    xs = args[:7]
+    return tuple(  # type: ignore[return-value]
+        do.new_empty(0) if y is None else y.new_empty(y.shape) for y in xs
+    )
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    first_option = len(inputs) - len(Options._fields)
+    ctx.save_for_backward(*inputs[:first_option])
+    ctx.options = inputs[first_option:]
+
+
+def _differentiate(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Any, ...]:
+    grads = backward_op(do, dstate, *ctx.saved_tensors, *ctx.options)
+    wanted = (g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
+    return (*wanted, None, *(None for _ in Options._fields))
+
+
+recurrence_op.register_autograd(_differentiate, setup_context=_remember)
+
+
+def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+    """The derivative of the gradient, by differentiating the torch formula for it."""
+    saved, o = ctx.saved_tensors, Options(*ctx.options)
+    needed = ctx.needs_input_grad[: len(saved)]
+    and_again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Fresh aliases: differentiation must stop at the arguments of this very call.
+        args = [y.view_as(y) if n else y for y, n in zip(saved, needed, strict=True)]
+        do, dstate, x = args[0], args[1], Operands(*args[2:])
+        grads = _flat(*torch_backward(do, dstate, x, o))
+        pairs = [
+            (g.to(y.dtype), c)
+            for g, y, c in zip(grads, x[:7], cotangents, strict=True)
+            if g is not None and y is not None and g.requires_grad
+        ]
+        sources = [y for y, n in zip(args, needed, strict=True) if n]
+        found: Any = iter(())
+        if pairs and sources:
+            found = iter(
+                torch.autograd.grad(
+                    [g for g, _ in pairs],
+                    sources,
+                    [c for _, c in pairs],
+                    create_graph=and_again,
+                    allow_unused=True,
+                )
+            )
+    grads_out = tuple(next(found, None) if n else None for n in needed)
+    return (*grads_out, *(None for _ in Options._fields))
+
+
+backward_op.register_autograd(_differentiate_again, setup_context=_remember)

@@ -1,0 +1,180 @@
+"""The operands of a recurrence, handed out in slices of time.
+
+The forms see one canonical layout, [B, H, T, D] in the accumulation dtype. A `Steps` produces it
+slice by slice, so that nothing which the caller left small (shared heads, constant decays,
+an outer-product decay, half-precision inputs) is ever expanded over the whole sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Slice(NamedTuple):
+    """Consecutive steps. q, k [..., C, K]; v [..., C, V]; la [..., C, K or 1]; lb [..., C, V]; or None."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    la: Tensor | None = None
+    lb: Tensor | None = None
+
+
+class Gradients(NamedTuple):
+    """Gradients of a slice, shaped like a `Slice`; of a whole sequence, shaped like the operands."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    la: Tensor | None
+    lb: Tensor | None
+    outer: Tensor | None = None
+
+
+class Steps:
+    """Operands in the public layout: q [B,T,Hq,K], k [B,T,Hk,K], v [B,T,H,V].
+
+    log_decay is None, [H], [B,T,H] or [B,T,H,K]; with `outer` (A, [H,K]) it is dt, [B,T,H], and
+    the log-decay is dt·A. log_decay_v is None, [H,V] or [B,T,H,V]. `dtype` is what slices are
+    computed in (None keeps them as they are); `reverse` walks time from the end.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_decay: Tensor | None = None,
+        outer: Tensor | None = None,
+        log_decay_v: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+        reverse: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.q, self.k, self.v = q, k, v
+        self.log_decay, self.outer, self.log_decay_v = log_decay, outer, log_decay_v
+        self.scale, self.reverse, self.dtype = scale, reverse, dtype
+        self.batch, self.length, self.heads = v.shape[:3]
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def scalar_decay(self) -> bool:
+        """One weight per pair and head: no decay over values, none or a scalar one over keys."""
+        key_vector = self.outer is not None or (self.log_decay is not None and self.log_decay.ndim == 4)
+        return self.log_decay_v is None and not key_vector
+
+    def _cast(self, x: Any) -> Any:
+        return x if self.dtype is None else x.to(self.dtype)
+
+    def _cut(self, x: Any, i: int, j: int) -> Any:
+        """Steps i..j of [B,T,...], in walking order."""
+        if self.reverse:
+            return self._cast(x[:, self.length - j : self.length - i]).flip(1)
+        return self._cast(x[:, i:j])
+
+    def _spread(self, x: Any) -> Any:
+        """[B,C,Hx,D] to [B,H,C,D]; a single shared head stays one and broadcasts."""
+        x = x.transpose(1, 2)
+        b, hx, c, d = x.shape
+        if hx in (1, self.heads):
+            return x
+        return x[:, :, None].expand(b, hx, self.heads // hx, c, d).reshape(b, self.heads, c, d)
+
+    def _over_time(self, x: Any, n: int) -> Any:
+        """Constants [H,D] to [1,H,C,D]."""
+        h, d = x.shape
+        return self._cast(x)[None, :, None].expand(1, h, n, d)
+
+    def slice(self, i: int, j: int) -> Slice:
+        q = self._spread(self._cut(self.q, i, j))
+        if self.scale != 1.0:
+            q = q * self.scale
+        k = self._spread(self._cut(self.k, i, j))
+        v = self._cut(self.v, i, j).transpose(1, 2)
+        la, lb = self.log_decay, self.log_decay_v
+        if la is not None:
+            if la.ndim == 1:
+                la = self._over_time(la[:, None], j - i)
+            else:
+                la = self._cut(la if la.ndim == 4 else la[..., None], i, j).transpose(1, 2)
+            if self.outer is not None:
+                la = la * self._cast(self.outer)[:, None]
+        if lb is not None:
+            lb = self._over_time(lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
+        return Slice(q, k, v, la, lb)
+
+    def cut_like_values(self, x: Any, i: int, j: int) -> Any:
+        """Steps i..j of an output gradient [B,T,H,V], as [B,H,C,V]."""
+        return self._cut(x, i, j).transpose(1, 2)
+
+    def _gather(self, g: Any, heads: int) -> Any:
+        """The transpose of `_spread`: [B,H or heads,C,D] to [B,C,heads,D]."""
+        b, h, c, d = g.shape
+        if h != heads:
+            g = g.reshape(b, heads, h // heads, c, d).sum(2)
+        g = g.transpose(1, 2)
+        return g.flip(1) if self.reverse else g
+
+    def pull_back(self, i: int, j: int, g: Gradients) -> Gradients:
+        """Gradients of a slice to gradients of the operands that made it (the transpose of `slice`).
+
+        What varies in time comes back as that piece of time, constants as a sum over it.
+        """
+        dq = self._gather(g.q, self.q.shape[2])
+        if self.scale != 1.0:
+            dq = dq * self.scale
+        dla: Any = None
+        dlb: Any = None
+        douter: Any = None
+        if self.log_decay is not None:
+            la: Any = g.la
+            if self.outer is not None:
+                dt = self._cut(self.log_decay[..., None], i, j).transpose(1, 2)
+                douter = (la * dt).sum(2).sum(0)
+                la = (la * self._cast(self.outer)[:, None]).sum(-1, True)
+            if self.log_decay.ndim == 1:
+                dla = la.sum(2).sum(0)[:, 0]
+            else:
+                dla = self._gather(la, self.heads)
+                dla = dla if self.log_decay.ndim == 4 else dla[..., 0]
+        if self.log_decay_v is not None:
+            lb: Any = g.lb
+            dlb = lb.sum(2).sum(0) if self.log_decay_v.ndim == 2 else self._gather(lb, self.heads)
+        return Gradients(
+            dq, self._gather(g.k, self.k.shape[2]), self._gather(g.v, self.heads), dla, dlb, douter
+        )
+
+    def join(self, pieces: list[Gradients]) -> Gradients:
+        """Pieces from consecutive slices (in walking order) to gradients of the whole operands."""
+        if self.reverse:
+            pieces = pieces[::-1]
+
+        def in_time(xs: Any) -> Any:
+            return torch.cat(list(xs), 1)
+
+        def summed(xs: Any) -> Any:
+            first, *rest = xs
+            for x in rest:
+                first = first + x
+            return first
+
+        def either(operand: Tensor | None, constant_ndim: int, xs: Any) -> Any:
+            if operand is None:
+                return None
+            return summed(xs) if operand.ndim == constant_ndim else in_time(xs)
+
+        q, k, v, la, lb, outer = zip(*pieces, strict=True)
+        return Gradients(
+            in_time(q),
+            in_time(k),
+            in_time(v),
+            either(self.log_decay, 1, la),
+            either(self.log_decay_v, 2, lb),
+            None if self.outer is None else summed(outer),
+        )
