@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -122,12 +123,14 @@ def seqlens(cu_seqlens: object, v: Tensor) -> Tensor:
     if x.ndim != 1 or x.shape[0] < 2:
         raise ValueError(f"cu_seqlens has shape {shape(x)}; accepted: {accepted}, N >= 1")
     if v.shape[0] != 1:
-        raise ValueError(f"cu_seqlens was given with batch size {v.shape[0]}; accepted: packed sequences, B = 1")
+        raise ValueError(
+            f"cu_seqlens was given with batch size {v.shape[0]}; accepted: packed sequences, B = 1"
+        )
     return x
 
 
 def seqlen_values(offsets: list[int], length: int) -> None:
-    good = offsets[0] == 0 and offsets[-1] == length and all(a <= b for a, b in zip(offsets, offsets[1:], strict=False))
+    good = offsets[0] == 0 and offsets[-1] == length and all(a <= b for a, b in pairwise(offsets))
     if not good:
         shown = offsets if len(offsets) <= 12 else [*offsets[:6], "...", *offsets[-5:]]
         raise ValueError(f"cu_seqlens is {shown}; accepted: offsets that rise from 0 to T = {length}")
@@ -168,7 +171,9 @@ def outer_values(dt: Tensor, A: Tensor) -> None:
             continue
         least, most = (float(y) for y in torch.aminmax(x.detach()))
         slack = ROUNDING
-        if not (least >= low - slack and most <= high + slack and math.isfinite(least) and math.isfinite(most)):
+        if not (
+            least >= low - slack and most <= high + slack and math.isfinite(least) and math.isfinite(most)
+        ):
             bad = most if most > high + slack or not math.isfinite(most) else least
             sign = "finite and not negative" if name == "dt" else "finite and not positive"
             raise ValueError(f"log_decay.{name} contains {bad:.6g}; accepted: {sign}")

@@ -15,14 +15,14 @@ state [..., K, V]. Each form returns the outputs as a list of consecutive pieces
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from .order import Order
-from .steps import Slice
+from .steps import Array, Slice
 
-Result = tuple[list[Any], Any]
+Result = tuple[list[Array], Array]
 
 
 class Source(Protocol):
@@ -35,20 +35,20 @@ class Source(Protocol):
 # ------------------------------------------------------------------ sums over time
 
 
-def _cat(xs: list[Any], dim: int = -2) -> Any:
+def _cat(xs: list[Array], dim: int = -2) -> Array:
     return torch.cat(xs, dim)
 
 
-def _rows(n: int, like: Any) -> Any:
+def _rows(n: int, like: Array) -> Array:
     return torch.arange(n, device=getattr(like, "device", None))
 
 
-def _first_zero(x: Any) -> Any:
+def _first_zero(x: Array) -> Array:
     """One zero step (for log-decays: one step without decay)."""
     return torch.zeros_like(x[..., :1, :])
 
 
-def prefix(x: Any, inclusive: bool) -> Any:
+def prefix(x: Array, inclusive: bool) -> Array:
     """Sum over (start..t], or over (start..t) when not inclusive."""
     if x is None:
         return None
@@ -57,7 +57,7 @@ def prefix(x: Any, inclusive: bool) -> Any:
     return torch.cumsum(x, -2)
 
 
-def suffix(x: Any, inclusive: bool) -> Any:
+def suffix(x: Array, inclusive: bool) -> Array:
     """Sum over [s..end], or over (s..end] when not inclusive."""
     if x is None:
         return None
@@ -66,25 +66,23 @@ def suffix(x: Any, inclusive: bool) -> Any:
     return torch.cumsum(x.flip(-2), -2).flip(-2)
 
 
-def total(x: Any) -> Any:
+def total(x: Array) -> Array:
     """Sum over all steps, [..., 1, D]."""
     return None if x is None else torch.sum(x, -2, True)
 
 
-def decayed(x: Any, log_weight: Any) -> Any:
+def decayed(x: Array, log_weight: Array) -> Array:
     """x ∘ exp(log_weight)."""
     return x if log_weight is None else x * torch.exp(log_weight)
 
 
-def decay_state(S: Any, la: Any, lb: Any) -> Any:
+def decay_state(S: Array, la: Array, lb: Array) -> Array:
     """(exp(la) exp(lb)ᵀ) ∘ S for la [..., 1, K or 1], lb [..., 1, V]."""
-    if la is not None:
-        S = torch.exp(la).mT * S
-    return decayed(S, lb)
+    return decayed(S if la is None else torch.exp(la).mT * S, lb)
 
 
-def segment_sums(x: Any, i: int, order: Order) -> Any:
-    """Sums of x over the steps that weigh the pair (s, t), for queries t = i.. and all keys s: [..., T-i, T, D]."""
+def segment_sums(x: Array, i: int, order: Order) -> Array:
+    """Sums of x over the steps that weigh the pair (s, t): queries t = i.., all keys s, [..., T-i, T, D]."""
     n = x.shape[-2]
     r = _rows(n, x)
     t = r[i:, None]
@@ -94,7 +92,7 @@ def segment_sums(x: Any, i: int, order: Order) -> Any:
     return suffix(y, order.key_decayed)
 
 
-def causal(i: int, n: int, order: Order, like: Any) -> Any:
+def causal(i: int, n: int, order: Order, like: Array) -> Array:
     """Which keys s the queries t = i..n see, [n-i, n]."""
     r = _rows(n, like)
     return (r[i:, None] > r) if order.strict else (r[i:, None] >= r)
@@ -103,7 +101,7 @@ def causal(i: int, n: int, order: Order, like: Any) -> Any:
 # ------------------------------------------------------------------ recurrent
 
 
-def walk(c: Slice, S: Any, order: Order) -> tuple[Any, Any]:
+def walk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """The definition: one step at a time."""
     outs = []
     for t in range(c.v.shape[-2]):
@@ -121,7 +119,7 @@ def walk(c: Slice, S: Any, order: Order) -> tuple[Any, Any]:
 # ------------------------------------------------------------------ parallel
 
 
-def weights(c: Slice, i: int, order: Order) -> Any:
+def weights(c: Slice, i: int, order: Order) -> Array:
     """The attention map of queries i.. on all keys, with the key decays in it: [..., T-i, T]."""
     q, k, la = c.q[..., i:, :], c.k, c.la
     if la is None or la.shape[-1] == 1:
@@ -133,7 +131,7 @@ def weights(c: Slice, i: int, order: Order) -> Any:
     return torch.where(causal(i, k.shape[-2], order, k), P, torch.zeros_like(P))
 
 
-def attend(c: Slice, S: Any, order: Order, rows: int | None = None) -> Result:
+def attend(c: Slice, S: Array, order: Order, rows: int | None = None) -> Result:
     """Masked attention, `rows` queries at a time (which bounds the memory of the weights)."""
     n = c.v.shape[-2]
     outs = []
@@ -156,13 +154,13 @@ def attend(c: Slice, S: Any, order: Order, rows: int | None = None) -> Result:
 # ------------------------------------------------------------------ chunk
 
 
-def _read_entry(c: Slice, S: Any, order: Order) -> Any:
+def _read_entry(c: Slice, S: Array, order: Order) -> Array:
     """What the state at the start of a slice contributes to its outputs."""
     q = decayed(c.q, prefix(c.la, order.query_decayed))
     return decayed(q @ S, prefix(c.lb, order.query_decayed))
 
 
-def _carry(c: Slice, S: Any, order: Order) -> Any:
+def _carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
     k = decayed(c.k, suffix(c.la, order.key_decayed))
     v = decayed(c.v, suffix(c.lb, order.key_decayed))
@@ -173,7 +171,7 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def pad_time(x: Any, n: int) -> Any:
+def pad_time(x: Array, n: int) -> Array:
     """Append steps that do nothing (zero keys, no decay)."""
     missing = n - x.shape[-2]
     if missing == 0:
@@ -181,19 +179,19 @@ def pad_time(x: Any, n: int) -> Any:
     return _cat([x, _first_zero(x).expand(*x.shape[:-2], missing, x.shape[-1])])
 
 
-def halves(x: Any, h: int) -> tuple[Any, Any]:
+def halves(x: Array, h: int) -> tuple[Array, Array]:
     """Left and right halves of every block of 2h steps: two of [..., N/2h, h, D]."""
     x = x.reshape(*x.shape[:-2], x.shape[-2] // (2 * h), 2 * h, x.shape[-1])
     return x[..., :h, :], x[..., h:, :]
 
 
-def whole(left: Any, right: Any) -> Any:
+def whole(left: Array, right: Array) -> Array:
     """The inverse of `halves`."""
     x = _cat([left, right])
     return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
 
 
-def diagonal(c: Slice, order: Order) -> Any:
+def diagonal(c: Slice, order: Order) -> Array:
     """What each step's own value contributes to its output."""
     if order.strict:
         return torch.zeros_like(c.v)
@@ -203,7 +201,7 @@ def diagonal(c: Slice, order: Order) -> Any:
     return torch.sum(c.q * k, -1, True) * v
 
 
-def tree(c: Slice, order: Order) -> Any:
+def tree(c: Slice, order: Order) -> Array:
     """Outputs of a slice that starts from zero, for any decay.
 
     log2(C) levels; at each, the right half of every block attends to the left half, with
@@ -231,7 +229,7 @@ def is_scalar(c: Slice) -> bool:
     return c.lb is None and (c.la is None or c.la.shape[-1] == 1)
 
 
-def chunk(c: Slice, S: Any, order: Order) -> tuple[Any, Any]:
+def chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """One chunk: inside by the weight matrix (scalar decay) or the tree, from before through the state."""
     inside = weights(c, 0, order) @ c.v if is_scalar(c) else tree(c, order)
     return inside + _read_entry(c, S, order), _carry(c, S, order)
@@ -240,20 +238,20 @@ def chunk(c: Slice, S: Any, order: Order) -> tuple[Any, Any]:
 # ------------------------------------------------------------------ scan
 
 
-def _compose(first: tuple[Any, ...], then: tuple[Any, ...]) -> tuple[Any, ...]:
+def _compose(first: tuple[Array, ...], then: tuple[Array, ...]) -> tuple[Array, ...]:
     """The associative operator on (la [..., D], lb [..., D], S [..., K, V])."""
     (la1, lb1, S1), (la2, lb2, S2) = first, then
 
-    def plus(x: Any, y: Any) -> Any:
+    def plus(x: Array, y: Array) -> Array:
         return None if x is None else x + y
 
-    def row(x: Any) -> Any:
+    def row(x: Array) -> Array:
         return None if x is None else x[..., None, :]
 
     return plus(la1, la2), plus(lb1, lb2), decay_state(S1, row(la2), row(lb2)) + S2
 
 
-def _map(f: Callable[..., Any], *elements: tuple[Any, ...]) -> tuple[Any, ...]:
+def _map(f: Callable[..., Array], *elements: tuple[Array, ...]) -> tuple[Array, ...]:
     """f on each part of an element, with the axis of time in front of the part's own."""
     return tuple(
         None if parts[0] is None else f(axis, *parts)
@@ -261,16 +259,16 @@ def _map(f: Callable[..., Any], *elements: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _pick(x: Any, axis: int, s: slice) -> Any:
+def _pick(x: Array, axis: int, s: slice) -> Array:
     return x[(..., s) + (slice(None),) * (-axis - 1)]
 
 
-def associative_scan(x: tuple[Any, ...], n: int) -> tuple[Any, ...]:
+def associative_scan(x: tuple[Array, ...], n: int) -> tuple[Array, ...]:
     """All n prefixes, in about 2n compositions and 2·log2(n) levels."""
     if n == 1:
         return x
 
-    def part(e: tuple[Any, ...], start: int | None, stop: int | None, stride: int) -> tuple[Any, ...]:
+    def part(e: tuple[Array, ...], start: int | None, stop: int | None, stride: int) -> tuple[Array, ...]:
         return _map(lambda axis, p: _pick(p, axis, slice(start, stop, stride)), e)
 
     m = n // 2
@@ -280,7 +278,7 @@ def associative_scan(x: tuple[Any, ...], n: int) -> tuple[Any, ...]:
         later = _compose(part(odd, 0, (n - 1) // 2, 1), part(x, 2, None, 2))
         even = _map(lambda axis, a, b: _cat([a, b], axis), even, later)
 
-    def interleave(axis: int, e: Any, o: Any) -> Any:
+    def interleave(axis: int, e: Array, o: Array) -> Array:
         both = torch.stack([_pick(e, axis, slice(0, m)), o], axis)
         shape = list(o.shape)
         shape[axis] = 2 * m
@@ -290,7 +288,7 @@ def associative_scan(x: tuple[Any, ...], n: int) -> tuple[Any, ...]:
     return _map(interleave, even, odd)
 
 
-def scan(c: Slice, S: Any, order: Order) -> Result:
+def scan(c: Slice, S: Array, order: Order) -> Result:
     """Associative scan over (la, lb, S): every state at once, so memory of T·K·V."""
     n = c.v.shape[-2]
     k, v = c.k, c.v
@@ -299,12 +297,10 @@ def scan(c: Slice, S: Any, order: Order) -> Result:
     writes = k[..., :, None] * v[..., None, :]
     start = S[..., None, :, :] + torch.zeros_like(writes[..., :1, :, :])
 
-    def with_start(x: Any) -> Any:
+    def with_start(x: Array) -> Array:
         return None if x is None else _cat([_first_zero(x), x])
 
-    states = associative_scan(
-        (with_start(c.la), with_start(c.lb), _cat([start, writes], -3)), n + 1
-    )[2]
+    states = associative_scan((with_start(c.la), with_start(c.lb), _cat([start, writes], -3)), n + 1)[2]
     before, after = states[..., :-1, :, :], states[..., 1:, :, :]
     if order.events[-1] == "R":
         read = after
@@ -321,10 +317,10 @@ def scan(c: Slice, S: Any, order: Order) -> Result:
 
 # ------------------------------------------------------------------ drivers
 
-Body = Callable[[Slice, Any, Order], tuple[Any, Any]]
+Body = Callable[[Slice, Array, Order], tuple[Array, Array]]
 
 
-def in_blocks(steps: Source, S: Any, order: Order, size: int, body: Body) -> Result:
+def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> Result:
     """Blocks of `size` steps one after the other, the state handed from each to the next."""
     outs = []
     for i in range(0, len(steps), size):
@@ -333,25 +329,25 @@ def in_blocks(steps: Source, S: Any, order: Order, size: int, body: Body) -> Res
     return outs, S
 
 
-def recurrent_form(steps: Source, S: Any, order: Order, size: int) -> Result:
+def recurrent_form(steps: Source, S: Array, order: Order, size: int) -> Result:
     return in_blocks(steps, S, order, size, walk)
 
 
-def chunk_form(steps: Source, S: Any, order: Order, size: int) -> Result:
+def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
     return in_blocks(steps, S, order, size, chunk)
 
 
-def parallel_form(steps: Source, S: Any, order: Order, size: int) -> Result:
+def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:
     """`size` queries at a time against all keys before them."""
     return attend(steps.slice(0, len(steps)), S, order, size)
 
 
-def scan_form(steps: Source, S: Any, order: Order, size: int) -> Result:
+def scan_form(steps: Source, S: Array, order: Order, size: int) -> Result:
     del size
     return scan(steps.slice(0, len(steps)), S, order)
 
 
-FORMS: dict[str, Callable[[Source, Any, Order, int], Result]] = {
+FORMS: dict[str, Callable[[Source, Array, Order, int], Result]] = {
     "recurrent": recurrent_form,
     "chunk": chunk_form,
     "parallel": parallel_form,

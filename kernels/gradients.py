@@ -16,7 +16,6 @@ form keeps them inside one block at a time). Everything here is differentiable a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -40,13 +39,13 @@ from .forms import (
     whole,
 )
 from .order import Order
-from .steps import Gradients, Slice, Steps
+from .steps import Array, Gradients, Slice, Steps
 
 # (slice, S at its start, G at its end, dO) -> gradients of the slice, G at its start
-BlockGradient = Callable[[Slice, Any, Any, Any, Order], tuple[Gradients, Any]]
+BlockGradient = Callable[[Slice, Array, Array, Array, Order], tuple[Gradients, Array]]
 
 
-def _like(g: Any, l: Any) -> Any:
+def _like(g: Array, l: Array) -> Array:
     """Sum over channels where the decay is shared by them."""
     return g.sum(-1, True) if l.shape[-1] == 1 else g
 
@@ -54,15 +53,15 @@ def _like(g: Any, l: Any) -> Any:
 # ------------------------------------------------------------------ block by block, in matrices
 
 
-def _through_state(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Gradients, Any]:
+def _through_state(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
     """Gradients of everything that passes through the state at either end of the block."""
     pre_a, suf_a = prefix(c.la, order.query_decayed), suffix(c.la, order.key_decayed)
     pre_b, suf_b = prefix(c.lb, order.query_decayed), suffix(c.lb, order.key_decayed)
     q, do = decayed(c.q, pre_a), decayed(do, pre_b)
     k, v = decayed(c.k, suf_a), decayed(c.v, suf_b)
     dq, dk, dv = do @ S.mT, v @ G.mT, k @ G
-    dla: Any = None
-    dlb: Any = None
+    dla: Array = None
+    dlb: Array = None
     G_start = decay_state(G, total(c.la), total(c.lb))
     if c.la is not None:
         straddling = _like((G_start * S).sum(-1)[..., None, :], c.la)
@@ -81,7 +80,7 @@ def _through_state(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Gra
     return grads, G_start + q.mT @ do
 
 
-def _inside_scalar(c: Slice, do: Any, order: Order) -> Gradients:
+def _inside_scalar(c: Slice, do: Array, order: Order) -> Gradients:
     """Gradients of the pairs inside a block whose weights are one matrix per head."""
     n = c.v.shape[-2]
     P = weights(c, 0, order)
@@ -99,7 +98,7 @@ def _inside_scalar(c: Slice, do: Any, order: Order) -> Gradients:
     return Gradients(W @ c.k, W.mT @ c.q, dv, dla, None)
 
 
-def _inside_tree(c: Slice, do: Any, order: Order) -> Gradients:
+def _inside_tree(c: Slice, do: Array, order: Order) -> Gradients:
     """Gradients of the pairs inside a block, by the levels of the tree."""
     n = c.v.shape[-2]
     padded = power_of_two(n)
@@ -150,28 +149,25 @@ def _inside_tree(c: Slice, do: Any, order: Order) -> Gradients:
     return Gradients(*(None if x is None else x[..., :n, :] for x in (dq, dk, dv, dla, dlb)))
 
 
-def chunk_gradient(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Gradients, Any]:
+def chunk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
     outside, G_start = _through_state(c, S, G, do, order)
     inside = _inside_scalar(c, do, order) if is_scalar(c) else _inside_tree(c, do, order)
-    added = (
-        None if x is None else x + y
-        for x, y in zip(outside[:5], inside[:5], strict=True)
-    )
+    added = (None if x is None else x + y for x, y in zip(outside[:5], inside[:5], strict=True))
     return Gradients(*added), G_start
 
 
 # ------------------------------------------------------------------ block by block, step by step
 
 
-def walk_gradient(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Gradients, Any]:
+def walk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
     """The definition, differentiated: forward through the block keeping its states, then back."""
 
-    def at(x: Any, t: int) -> Any:
+    def at(x: Array, t: int) -> Array:
         return None if x is None else x[..., t : t + 1, :]
 
     n = c.v.shape[-2]
-    read: list[Any] = []
-    faded: list[Any] = []
+    read: list[Array] = []
+    faded: list[Array] = []
     for t in range(n):
         for event in order.events:
             if event == "D":
@@ -185,7 +181,11 @@ def walk_gradient(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Grad
     for t in range(n - 1, -1, -1):
         q, k, v, la, lb = (at(x, t) for x in c)
         g = at(do, t)
-        dq = dk = dv = dla = dlb = None
+        dq: Array = None
+        dk: Array = None
+        dv: Array = None
+        dla: Array = None
+        dlb: Array = None
         for event in order.events[::-1]:
             if event == "R":
                 dq = g @ read[t].mT
@@ -208,7 +208,7 @@ def walk_gradient(c: Slice, S: Any, G: Any, do: Any, order: Order) -> tuple[Grad
 GRADIENTS: dict[str, BlockGradient] = {"chunk": chunk_gradient, "recurrent": walk_gradient}
 
 
-def states_at(steps: Source, S: Any, order: Order, size: int, carry: Body | None = None) -> list[Any]:
+def states_at(steps: Source, S: Array, order: Order, size: int, carry: Body | None = None) -> list[Array]:
     """The state at the start of every block, and at the end: length T/size + 1."""
     states = [S]
     for i in range(0, len(steps), size):
@@ -219,8 +219,8 @@ def states_at(steps: Source, S: Any, order: Order, size: int, carry: Body | None
 
 
 def vjp(
-    steps: Steps, S: Any, do: Any, dS: Any, order: Order, size: int, kind: str = "chunk"
-) -> tuple[Gradients, Any]:
+    steps: Steps, S: Array, do: Array, dS: Array, order: Order, size: int, kind: str = "chunk"
+) -> tuple[Gradients, Array]:
     """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state."""
     block = GRADIENTS[kind]
     starts = list(range(0, len(steps), size))

@@ -105,9 +105,7 @@ def recurrence(
             ("[B, T, H, K]", (B, T, H, K)),
         )
     if log_decay_v is not None:
-        checks.shaped(
-            "log_decay_v", log_decay_v, device, ("[H, V]", (H, V)), ("[B, T, H, V]", (B, T, H, V))
-        )
+        checks.shaped("log_decay_v", log_decay_v, device, ("[H, V]", (H, V)), ("[B, T, H, V]", (B, T, H, V)))
     sequences = B
     if cu_seqlens is not None:
         sequences = checks.seqlens(cu_seqlens, v).shape[0] - 1
@@ -202,9 +200,7 @@ def step(
         checks.shaped("log_decay_t.A", la.A, device, ("[H, K]", (H, K)))
         la, A = la
     elif la is not None:
-        checks.shaped(
-            "log_decay_t", la, device, ("[H]", (H,)), ("[B, H]", (B, H)), ("[B, H, K]", (B, H, K))
-        )
+        checks.shaped("log_decay_t", la, device, ("[H]", (H,)), ("[B, H]", (B, H)), ("[B, H, K]", (B, H, K)))
     lb = log_decay_v_t
     if lb is not None:
         checks.shaped("log_decay_v_t", lb, device, ("[H, V]", (H, V)), ("[B, H, V]", (B, H, V)))

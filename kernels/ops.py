@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -128,7 +129,7 @@ def _segments(x: Operands) -> list[tuple[int, int]]:
         return [(0, x.v.shape[1])]
     offsets = x.cu_seqlens.tolist()
     checks.seqlen_values(offsets, x.v.shape[1])
-    return list(zip(offsets, offsets[1:], strict=False))
+    return list(pairwise(offsets))
 
 
 def _initial(x: Operands, n: int, dtype: torch.dtype) -> Tensor:
@@ -176,7 +177,7 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
     if not found:
         zeros = (None if y is None else torch.zeros_like(y, dtype=dtype) for y in x[:6])
         q, k, v, la, outer, lb = zeros
-        return Gradients(q, k, v, la, lb, outer), state  # type: ignore[arg-type]
+        return Gradients(q, k, v, la, lb, outer), state
     # Sequences lie in memory order here, whichever way time runs inside each.
     everything = Steps(x.q, x.k, x.v, x.log_decay, x.outer, x.log_decay_v)
     return (found[0] if len(found) == 1 else everything.join(found)), state

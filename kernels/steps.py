@@ -10,28 +10,30 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+
+# A tensor, or anything that takes part in torch functions the way one does (`mixerzoo.equivalence.algebra`).
+Array = Any
 
 
 class Slice(NamedTuple):
     """Consecutive steps. q, k [..., C, K]; v [..., C, V]; la [..., C, K or 1]; lb [..., C, V]; or None."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    la: Tensor | None = None
-    lb: Tensor | None = None
+    q: Array
+    k: Array
+    v: Array
+    la: Array = None
+    lb: Array = None
 
 
 class Gradients(NamedTuple):
     """Gradients of a slice, shaped like a `Slice`; of a whole sequence, shaped like the operands."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    la: Tensor | None
-    lb: Tensor | None
-    outer: Tensor | None = None
+    q: Array
+    k: Array
+    v: Array
+    la: Array
+    lb: Array
+    outer: Array = None
 
 
 class Steps:
@@ -44,12 +46,12 @@ class Steps:
 
     def __init__(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        log_decay: Tensor | None = None,
-        outer: Tensor | None = None,
-        log_decay_v: Tensor | None = None,
+        q: Array,
+        k: Array,
+        v: Array,
+        log_decay: Array = None,
+        outer: Array = None,
+        log_decay_v: Array = None,
         *,
         scale: float = 1.0,
         reverse: bool = False,
@@ -69,16 +71,16 @@ class Steps:
         key_vector = self.outer is not None or (self.log_decay is not None and self.log_decay.ndim == 4)
         return self.log_decay_v is None and not key_vector
 
-    def _cast(self, x: Any) -> Any:
+    def _cast(self, x: Array) -> Array:
         return x if self.dtype is None else x.to(self.dtype)
 
-    def _cut(self, x: Any, i: int, j: int) -> Any:
+    def _cut(self, x: Array, i: int, j: int) -> Array:
         """Steps i..j of [B,T,...], in walking order."""
         if self.reverse:
             return self._cast(x[:, self.length - j : self.length - i]).flip(1)
         return self._cast(x[:, i:j])
 
-    def _spread(self, x: Any) -> Any:
+    def _spread(self, x: Array) -> Array:
         """[B,C,Hx,D] to [B,H,C,D]; a single shared head stays one and broadcasts."""
         x = x.transpose(1, 2)
         b, hx, c, d = x.shape
@@ -86,7 +88,7 @@ class Steps:
             return x
         return x[:, :, None].expand(b, hx, self.heads // hx, c, d).reshape(b, self.heads, c, d)
 
-    def _over_time(self, x: Any, n: int) -> Any:
+    def _over_time(self, x: Array, n: int) -> Array:
         """Constants [H,D] to [1,H,C,D]."""
         h, d = x.shape
         return self._cast(x)[None, :, None].expand(1, h, n, d)
@@ -109,11 +111,11 @@ class Steps:
             lb = self._over_time(lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
         return Slice(q, k, v, la, lb)
 
-    def cut_like_values(self, x: Any, i: int, j: int) -> Any:
+    def cut_like_values(self, x: Array, i: int, j: int) -> Array:
         """Steps i..j of an output gradient [B,T,H,V], as [B,H,C,V]."""
         return self._cut(x, i, j).transpose(1, 2)
 
-    def _gather(self, g: Any, heads: int) -> Any:
+    def _gather(self, g: Array, heads: int) -> Array:
         """The transpose of `_spread`: [B,H or heads,C,D] to [B,C,heads,D]."""
         b, h, c, d = g.shape
         if h != heads:
@@ -129,11 +131,11 @@ class Steps:
         dq = self._gather(g.q, self.q.shape[2])
         if self.scale != 1.0:
             dq = dq * self.scale
-        dla: Any = None
-        dlb: Any = None
-        douter: Any = None
+        dla: Array = None
+        dlb: Array = None
+        douter: Array = None
         if self.log_decay is not None:
-            la: Any = g.la
+            la: Array = g.la
             if self.outer is not None:
                 dt = self._cut(self.log_decay[..., None], i, j).transpose(1, 2)
                 douter = (la * dt).sum(2).sum(0)
@@ -144,7 +146,7 @@ class Steps:
                 dla = self._gather(la, self.heads)
                 dla = dla if self.log_decay.ndim == 4 else dla[..., 0]
         if self.log_decay_v is not None:
-            lb: Any = g.lb
+            lb: Array = g.lb
             dlb = lb.sum(2).sum(0) if self.log_decay_v.ndim == 2 else self._gather(lb, self.heads)
         return Gradients(
             dq, self._gather(g.k, self.k.shape[2]), self._gather(g.v, self.heads), dla, dlb, douter
@@ -155,16 +157,16 @@ class Steps:
         if self.reverse:
             pieces = pieces[::-1]
 
-        def in_time(xs: Any) -> Any:
+        def in_time(xs: Array) -> Array:
             return torch.cat(list(xs), 1)
 
-        def summed(xs: Any) -> Any:
+        def summed(xs: Array) -> Array:
             first, *rest = xs
             for x in rest:
                 first = first + x
             return first
 
-        def either(operand: Tensor | None, constant_ndim: int, xs: Any) -> Any:
+        def either(operand: Array, constant_ndim: int, xs: Array) -> Array:
             if operand is None:
                 return None
             return summed(xs) if operand.ndim == constant_ndim else in_time(xs)

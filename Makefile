@@ -1,0 +1,41 @@
+# make demo   proofs, plots and report/index.html
+# make test   the tests
+# make lint   ruff, mypy and the import contract
+# make clean  remove what these made
+#
+# Each sets itself up in .venv: any Python from 3.10 will do (make demo PYTHON=python3.12).
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready
+	$(BIN)/mixerzoo report --output report
+	@echo "open report/index.html"
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+# mypy and import-linter see the package by its name through a link to this folder.
+lint: .venv/ready-dev
+	mkdir -p build/by-name && ln -sfn ../.. build/by-name/mixerzoo
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/by-name $(BIN)/mypy -p mixerzoo.kernels -p mixerzoo.mixers -p mixerzoo.equivalence
+	PYTHONPATH=build/by-name $(BIN)/lint-imports
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mixerzoo needs Python 3.10 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
