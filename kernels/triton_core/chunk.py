@@ -1,0 +1,524 @@
+"""The matmul regime: chunks of C steps, the state between chunks on chip.
+
+Three kernels serve every mixer; decay kind, read order, direction and the presence of states are constexpr.
+
+    chunk_states     walks one sequence and stores the state at every SEGMENT steps
+                     (ADJOINT: from the end, the gradient of the state)
+    chunk_forward    outputs; walks a whole sequence, or (SPLIT) one stored segment
+    chunk_backward   all gradients; walks a whole sequence from the end, or (SPLIT) one stored segment
+
+Inside a chunk there are two bodies. TREE (a decay per key or per value): at level h the odd blocks of h = 1, 2,
+4, ... steps attend to the even block before them; the weight of a pair is exp(decay since the boundary) times
+exp(decay until the boundary), both at most 1. Otherwise (at most one decay per step and head) the C x C matrix
+of weights is the exponential of masked sums. See decay.py for why nothing is ever subtracted.
+
+Gradients of log-decays use only pairs whose weight holds that decay: exactly 0 where the decay is 0, and accurate
+relative to their own size. The states of a segment are walked again from its stored start rather than stored
+chunk by chunk: memory is K*V per SEGMENT steps.
+
+Names: BK, BV padded block widths; DOT the dtype of matmul operands, ACC of sums; PREC the input precision of
+matmuls, FULL of sums of log-decays. Shapes in comments: C steps, K keys, V values of this block.
+"""
+
+import triton
+import triton.language as tl
+
+from .decay import (
+    NONE,
+    OUTER,
+    SCALAR,
+    VECTOR,
+    after_matrix,
+    base2,
+    before_matrix,
+    halves_matrix,
+    load_key_decay,
+    load_rows,
+    pairs_mask,
+    sequence_of,
+    slot_of,
+    span,
+    steps,
+)
+
+
+@triton.jit
+def load_scalar(p, t, live, st, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
+    """[C] base-2 log-decays of the non-tree body."""
+    if KEY == NONE:
+        return tl.zeros([C], ACC)
+    return base2(tl.load(p + t * st, mask=live, other=0.0).to(ACC))
+
+
+@triton.jit
+def scalar_after(la, C: tl.constexpr):
+    """[C]: decay from after s to the end of the chunk, log2."""
+    r = tl.arange(0, C)
+    return tl.sum(tl.where(r[:, None] > r[None, :], la[:, None], 0.0), axis=0)
+
+
+@triton.jit
+def advance(S, k, v, la, lb, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+            DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, FULL: tl.constexpr):  # fmt: skip
+    """The state [K, V] after one more chunk."""
+    if TREE:
+        after = after_matrix(C, False, ACC)
+        k = k.to(ACC)
+        v = v.to(ACC)
+        if KEY != NONE:
+            S = S * tl.exp2(tl.sum(la, 0))[:, None]
+            k = k * tl.exp2(tl.dot(after, la, input_precision=FULL, out_dtype=ACC))
+        if VALUE:
+            S = S * tl.exp2(tl.sum(lb, 0))[None, :]
+            v = v * tl.exp2(tl.dot(after, lb, input_precision=FULL, out_dtype=ACC))
+    elif KEY != NONE:
+        S = S * tl.exp2(tl.sum(la, 0))
+        k = k.to(ACC) * tl.exp2(scalar_after(la, C))[:, None]
+    return S + tl.dot(tl.trans(k.to(DOT)), v.to(DOT), input_precision=PREC, out_dtype=ACC)
+
+
+@triton.jit
+def retreat(G, q, do, la, lb, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+            STRICT: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+            FULL: tl.constexpr):  # fmt: skip
+    """The gradient [K, V] of the state before a chunk, from that after it. q is scaled already."""
+    if TREE:
+        upto = before_matrix(C, STRICT, False, ACC)
+        do = do.to(ACC)
+        if KEY != NONE:
+            G = G * tl.exp2(tl.sum(la, 0))[:, None]
+            q = q * tl.exp2(tl.dot(upto, la, input_precision=FULL, out_dtype=ACC))
+        if VALUE:
+            G = G * tl.exp2(tl.sum(lb, 0))[None, :]
+            do = do * tl.exp2(tl.dot(upto, lb, input_precision=FULL, out_dtype=ACC))
+    elif KEY != NONE:
+        G = G * tl.exp2(tl.sum(la, 0))
+        r = tl.arange(0, C)
+        pick = (r[:, None] > r[None, :]) if STRICT else (r[:, None] >= r[None, :])
+        q = q * tl.exp2(tl.sum(tl.where(pick, la[None, :], 0.0), axis=1))[:, None]
+    return G + tl.dot(tl.trans(q.to(DOT)), do.to(DOT), input_precision=PREC, out_dtype=ACC)
+
+
+@triton.jit
+def chunk_states(
+    k, v, la, A, lb, initial, states, final, cu_seqlens, scale, N, T, H, group,
+    skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sib, sih, sik, siv,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
+    REVERSE: tl.constexpr, ADJOINT: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
+    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """States at segment starts (ADJOINT: gradients of states at segment ends; k, v are then q, do).
+
+    states [slots, H, K, V], final [N, H, K, V]: both ACC, contiguous. Grid: N * H * blocks of V."""
+    blocks = tl.cdiv(V, BV)
+    pid = tl.program_id(0).to(tl.int64)
+    iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
+    row, first, length = span(cu_seqlens, n, T, VARLEN)
+    d, e = tl.arange(0, BK), iv * BV + tl.arange(0, BV)
+    in_k, in_v = d < K, e < V
+    k += row * skb + (h // group) * skh
+    v += row * svb + h * svh
+    a = tl.zeros([BK], ACC)
+    if KEY != NONE:
+        la += row * sab + h * sah
+    if KEY == OUTER:
+        a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
+    if VALUE:
+        lb += row * sbb + h * sbh
+    in_s = in_k[:, None] & in_v[None, :]
+    S = tl.zeros([BK, BV], ACC)
+    if INITIAL:
+        at = n * sib + h * sih + d.to(tl.int64)[:, None] * sik + e[None, :] * siv
+        S += tl.load(initial + at, mask=in_s, other=0.0).to(ACC)
+    slot = slot_of(n, first, T, SEGMENT, VARLEN)
+    tile = d[:, None] * V + e[None, :]
+    chunks = ((length + C - 1) // C).to(tl.int32)
+    for j in range(0, chunks):
+        c = chunks - 1 - j if ADJOINT else j
+        t, live = steps(c * C, length, first, C, REVERSE)
+        per = SEGMENT // C
+        if ADJOINT:
+            if (c % per == per - 1) | (j == 0):
+                tl.store(states + ((slot + c // per) * H + h) * K * V + tile, S, mask=in_s)
+        else:
+            if c % per == 0:
+                tl.store(states + ((slot + c // per) * H + h) * K * V + tile, S, mask=in_s)
+        kt = load_rows(k, t, live, d, in_k, skt, skd)
+        vt = load_rows(v, t, live, e, in_v, svt, svd)
+        lbt = tl.zeros([C, BV], ACC)
+        if VALUE:
+            lbt = base2(load_rows(lb, t, live, e, in_v, sbt, sbd).to(ACC))
+        if TREE:
+            lat, _ = load_key_decay(la, t, live, a, d, in_k, sat, sad, KEY, C, ACC)
+        else:
+            lat = load_scalar(la, t, live, sat, KEY, C, ACC)
+        if ADJOINT:
+            qt = kt.to(ACC) * scale
+            S = retreat(S, qt, vt, lat, lbt, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, FULL)
+        else:
+            S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, DOT, ACC, PREC, FULL)
+    if FINAL:
+        tl.store(final + (n * H + h) * K * V + tile, S, mask=in_s)
+
+
+@triton.jit
+def chunk_forward(
+    q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale, N, T, H, group_q, group_k,
+    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
+    sib, sih, sik, siv,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
+    SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
+    REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr,
+    ACC: tl.constexpr, PREC: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """Outputs o [B, T, H, V] contiguous and, unless SPLIT, final [N, H, K, V] in ACC.
+
+    Grid: N * H * blocks of V, or (SPLIT) slots * H * blocks of V. STRICT is read="before"."""
+    blocks = tl.cdiv(V, BV)
+    pid = tl.program_id(0).to(tl.int64)
+    iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
+    slot = n
+    if SPLIT:
+        n = sequence_of(slot, cu_seqlens, N, T, SEGMENT, VARLEN)
+    row, first, length = span(cu_seqlens, n, T, VARLEN)
+    d, e = tl.arange(0, BK), iv * BV + tl.arange(0, BV)
+    in_k, in_v = d < K, e < V
+    in_s = in_k[:, None] & in_v[None, :]
+    tile = d[:, None] * V + e[None, :]
+    q += row * sqb + (h // group_q) * sqh
+    k += row * skb + (h // group_k) * skh
+    v += row * svb + h * svh
+    o += (row * T * H + h) * V
+    a = tl.zeros([BK], ACC)
+    if KEY != NONE:
+        la += row * sab + h * sah
+    if KEY == OUTER:
+        a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
+    if VALUE:
+        lb += row * sbb + h * sbh
+    S = tl.zeros([BK, BV], ACC)
+    begin = 0
+    end = ((length + C - 1) // C).to(tl.int32)
+    if SPLIT:
+        begin = ((slot - slot_of(n, first, T, SEGMENT, VARLEN)) * (SEGMENT // C)).to(tl.int32)
+        end = tl.minimum(end, begin + SEGMENT // C)
+        if begin < end:
+            S += tl.load(states + (slot * H + h) * K * V + tile, mask=in_s, other=0.0)
+    elif INITIAL:
+        at = n * sib + h * sih + d.to(tl.int64)[:, None] * sik + e[None, :] * siv
+        S += tl.load(initial + at, mask=in_s, other=0.0).to(ACC)
+    r = tl.arange(0, C)
+    for c in range(begin, end):
+        t, live = steps(c * C, length, first, C, REVERSE)
+        qt = load_rows(q, t, live, d, in_k, sqt, sqd)
+        kt = load_rows(k, t, live, d, in_k, skt, skd)
+        vt = load_rows(v, t, live, e, in_v, svt, svd)
+        lbt = tl.zeros([C, BV], ACC)
+        if VALUE:
+            lbt = base2(load_rows(lb, t, live, e, in_v, sbt, sbd).to(ACC))
+        if TREE:
+            lat, _ = load_key_decay(la, t, live, a, d, in_k, sat, sad, KEY, C, ACC)
+            qs = qt.to(ACC) * scale
+            kf = kt.to(ACC)
+            # from the state before the chunk
+            upto = before_matrix(C, STRICT, False, ACC)
+            qd = qs
+            if KEY != NONE:
+                qd = qs * tl.exp2(tl.dot(upto, lat, input_precision=FULL, out_dtype=ACC))
+            out = tl.dot(qd.to(DOT), S.to(DOT), input_precision=PREC, out_dtype=ACC)
+            if VALUE:
+                out *= tl.exp2(tl.dot(upto, lbt, input_precision=FULL, out_dtype=ACC))
+            # within the chunk
+            P = tl.zeros([C, C], ACC)
+            if not STRICT:
+                P += tl.where(r[:, None] == r[None, :], tl.sum(qs * kf, 1)[:, None], 0.0)
+                if VALUE:
+                    out += tl.sum(qs * kf, 1)[:, None] * vt.to(ACC)
+            for level in tl.static_range(LEVELS):
+                half = halves_matrix(level, C, STRICT, False, ACC)
+                ql, kl = qs, kf
+                if KEY != NONE:
+                    w = tl.exp2(tl.dot(half, lat, input_precision=FULL, out_dtype=ACC))
+                    ql, kl = qs * w, kf * w
+                Pl = tl.dot(ql.to(DOT), tl.trans(kl.to(DOT)), input_precision=PREC, out_dtype=ACC)
+                Pl = tl.where(pairs_mask(level, C), Pl, 0.0)
+                if VALUE:
+                    u = tl.exp2(tl.dot(half, lbt, input_precision=FULL, out_dtype=ACC))
+                    vl = (vt.to(ACC) * u).to(DOT)
+                    out += u * tl.dot(Pl.to(DOT), vl, input_precision=PREC, out_dtype=ACC)
+                else:
+                    P += Pl
+            if not VALUE:
+                out += tl.dot(P.to(DOT), vt.to(DOT), input_precision=PREC, out_dtype=ACC)
+        else:
+            lat = load_scalar(la, t, live, sat, KEY, C, ACC)
+            if STRICT:
+                # read="before": a pair (s, t) decays over s < r < t, so row t takes the decay of t - 1
+                tr, before = steps(c * C - 1, length, first, C, REVERSE)
+                lar = load_scalar(la, tr, before & (r > 0), sat, KEY, C, ACC)
+                mask = r[:, None] > r[None, :]
+                W = tl.where(r[:, None] > r[None, :] + 1, lar[:, None], 0.0)
+            else:
+                lar = lat
+                mask = r[:, None] >= r[None, :]
+                W = tl.where(r[:, None] > r[None, :], lar[:, None], 0.0)
+            qd = qt.to(DOT)
+            P = tl.dot(qd, tl.trans(kt.to(DOT)), input_precision=PREC, out_dtype=ACC)
+            out = tl.dot(qd, S.to(DOT), input_precision=PREC, out_dtype=ACC)
+            if KEY != NONE:
+                out *= tl.exp2(tl.cumsum(lar, 0))[:, None]
+                P *= tl.exp2(tl.cumsum(W, 0))
+            P = tl.where(mask, P, 0.0)
+            out += tl.dot(P.to(DOT), vt.to(DOT), input_precision=PREC, out_dtype=ACC)
+            out *= scale
+        tl.store(o + t[:, None] * (H * V) + e[None, :], out, mask=live[:, None] & in_v[None, :])
+        S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, DOT, ACC, PREC, FULL)
+    if not SPLIT:
+        tl.store(final + (n * H + h) * K * V + tile, S, mask=in_s)
+
+
+@triton.jit
+def chunk_backward(
+    q, k, v, la, A, lb, do, dstate, states, dstates, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale,
+    N, T, H, tokens, group_q, group_k,
+    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
+    sob, sot, soh, sod, sib, sih, sik, siv,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
+    SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
+    REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
+    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """Gradients. dq, dk [blocks of V, tokens, H, K]: sums over the values of each block, added by the caller;
+    dla [blocks, tokens, H(, K)] likewise, dA [blocks, walks, H, K] (OUTER; walks = N, or slots if SPLIT);
+    dv, dlb [tokens, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given.
+
+    Grid: as chunk_forward."""
+    blocks = tl.cdiv(V, BV)
+    pid = tl.program_id(0).to(tl.int64)
+    iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
+    walk = n
+    if SPLIT:
+        n = sequence_of(walk, cu_seqlens, N, T, SEGMENT, VARLEN)
+    row, first, length = span(cu_seqlens, n, T, VARLEN)
+    slot = slot_of(n, first, T, SEGMENT, VARLEN)
+    d, e = tl.arange(0, BK), iv * BV + tl.arange(0, BV)
+    in_k, in_v = d < K, e < V
+    in_s = in_k[:, None] & in_v[None, :]
+    tile = d[:, None] * V + e[None, :]
+    q += row * sqb + (h // group_q) * sqh
+    k += row * skb + (h // group_k) * skh
+    v += row * svb + h * svh
+    do += row * sob + h * soh
+    dv += (row * T * H + h) * V
+    dq += ((iv * tokens + row * T) * H + h) * K
+    dk += ((iv * tokens + row * T) * H + h) * K
+    a = tl.zeros([BK], ACC)
+    da = tl.zeros([BK], ACC)
+    if KEY != NONE:
+        la += row * sab + h * sah
+        if KEY == VECTOR:
+            dla += ((iv * tokens + row * T) * H + h) * K
+        else:
+            dla += (iv * tokens + row * T) * H + h
+    if KEY == OUTER:
+        a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
+    if VALUE:
+        lb += row * sbb + h * sbh
+        dlb += (row * T * H + h) * V
+    G = tl.zeros([BK, BV], ACC)
+    begin = 0
+    end = ((length + C - 1) // C).to(tl.int32)
+    per = SEGMENT // C
+    if SPLIT:
+        begin = ((walk - slot) * per).to(tl.int32)
+        end = tl.minimum(end, begin + per)
+        if begin < end:
+            G += tl.load(dstates + (walk * H + h) * K * V + tile, mask=in_s, other=0.0)
+    elif INITIAL:
+        at = n * sib + h * sih + d.to(tl.int64)[:, None] * sik + e[None, :] * siv
+        G += tl.load(dstate + at, mask=in_s, other=0.0).to(ACC)
+    r = tl.arange(0, C)
+    for j in range(0, end - begin):
+        c = end - 1 - j
+        # the state before this chunk, from the stored start of its segment
+        S = tl.load(states + ((slot + c // per) * H + h) * K * V + tile, mask=in_s, other=0.0)
+        for p in range(c // per * per, c):
+            t, live = steps(p * C, length, first, C, REVERSE)
+            kt = load_rows(k, t, live, d, in_k, skt, skd)
+            vt = load_rows(v, t, live, e, in_v, svt, svd)
+            lbt = tl.zeros([C, BV], ACC)
+            if VALUE:
+                lbt = base2(load_rows(lb, t, live, e, in_v, sbt, sbd).to(ACC))
+            if TREE:
+                lat, _ = load_key_decay(la, t, live, a, d, in_k, sat, sad, KEY, C, ACC)
+            else:
+                lat = load_scalar(la, t, live, sat, KEY, C, ACC)
+            S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, DOT, ACC, PREC, FULL)
+
+        t, live = steps(c * C, length, first, C, REVERSE)
+        qt = load_rows(q, t, live, d, in_k, sqt, sqd)
+        kt = load_rows(k, t, live, d, in_k, skt, skd)
+        vt = load_rows(v, t, live, e, in_v, svt, svd)
+        dot = load_rows(do, t, live, e, in_v, sot, sod)
+        lbt = tl.zeros([C, BV], ACC)
+        if VALUE:
+            lbt = base2(load_rows(lb, t, live, e, in_v, sbt, sbd).to(ACC))
+        if TREE:
+            lat, dt = load_key_decay(la, t, live, a, d, in_k, sat, sad, KEY, C, ACC)
+            qf, kf = qt.to(ACC) * scale, kt.to(ACC)
+            vf, dof = vt.to(ACC), dot.to(ACC)
+            # through the states at both ends of the chunk
+            qd, kd, vd, dod = qf, kf, vf, dof
+            if KEY != NONE:
+                wq = tl.exp2(
+                    tl.dot(before_matrix(C, STRICT, False, ACC), lat, input_precision=FULL, out_dtype=ACC)
+                )
+                wk = tl.exp2(tl.dot(after_matrix(C, False, ACC), lat, input_precision=FULL, out_dtype=ACC))
+                qd, kd = qf * wq, kf * wk
+            if VALUE:
+                wo = tl.exp2(
+                    tl.dot(before_matrix(C, STRICT, False, ACC), lbt, input_precision=FULL, out_dtype=ACC)
+                )
+                wv = tl.exp2(tl.dot(after_matrix(C, False, ACC), lbt, input_precision=FULL, out_dtype=ACC))
+                vd, dod = vf * wv, dof * wo
+            qd, kd, vd, dod = qd.to(DOT), kd.to(DOT), vd.to(DOT), dod.to(DOT)
+            Sd, Gd = S.to(DOT), G.to(DOT)
+            gq = tl.dot(dod, tl.trans(Sd), input_precision=PREC, out_dtype=ACC)
+            gk = tl.dot(vd, tl.trans(Gd), input_precision=PREC, out_dtype=ACC)
+            gv = tl.dot(kd, Gd, input_precision=PREC, out_dtype=ACC)
+            through = S * G
+            if KEY != NONE:
+                gq, gk = gq * wq, gk * wk
+                through *= tl.exp2(tl.sum(lat, 0))[:, None]
+            if VALUE:
+                gv = gv * wv
+                through *= tl.exp2(tl.sum(lbt, 0))[None, :]
+                go = wo * tl.dot(qd, Sd, input_precision=PREC, out_dtype=ACC)
+                ub = tl.dot(
+                    before_matrix(C, STRICT, True, ACC), dof * go, input_precision=FULL, out_dtype=ACC
+                )
+                ub += tl.dot(after_matrix(C, True, ACC), vf * gv, input_precision=FULL, out_dtype=ACC)
+                ub += tl.sum(through, 0)[None, :]
+            if KEY != NONE:
+                ua = tl.dot(before_matrix(C, STRICT, True, ACC), qf * gq, input_precision=FULL, out_dtype=ACC)
+                ua += tl.dot(after_matrix(C, True, ACC), kf * gk, input_precision=FULL, out_dtype=ACC)
+                ua += tl.sum(through, 1)[None, :]
+            # within the chunk: the diagonal, then the levels of the tree
+            P = tl.zeros([C, C], ACC)
+            if not STRICT:
+                p0 = tl.sum(qf * kf, 1)[:, None]
+                g0 = tl.sum(dof * vf, 1)[:, None]
+                gq += g0 * kf
+                gk += g0 * qf
+                if VALUE:
+                    gv += p0 * dof
+                else:
+                    P += tl.where(r[:, None] == r[None, :], p0, 0.0)
+            if not VALUE:
+                gP = tl.dot(dof.to(DOT), tl.trans(vf.to(DOT)), input_precision=PREC, out_dtype=ACC)
+            for level in tl.static_range(LEVELS):
+                half = halves_matrix(level, C, STRICT, False, ACC)
+                flah = halves_matrix(level, C, STRICT, True, ACC)
+                pairs = pairs_mask(level, C)
+                if VALUE:
+                    u = tl.exp2(tl.dot(half, lbt, input_precision=FULL, out_dtype=ACC))
+                    vl, dol = (vf * u).to(DOT), (dof * u).to(DOT)
+                    gPl = tl.dot(dol, tl.trans(vl), input_precision=PREC, out_dtype=ACC)
+                    gPl = tl.where(pairs, gPl, 0.0).to(DOT)
+                else:
+                    gPl = tl.where(pairs, gP, 0.0).to(DOT)
+                ql, kl = qf, kf
+                if KEY != NONE:
+                    w = tl.exp2(tl.dot(half, lat, input_precision=FULL, out_dtype=ACC))
+                    ql, kl = qf * w, kf * w
+                ql, kl = ql.to(DOT), kl.to(DOT)
+                Pl = tl.dot(ql, tl.trans(kl), input_precision=PREC, out_dtype=ACC)
+                Pl = tl.where(pairs, Pl, 0.0)
+                gql = tl.dot(gPl, kl, input_precision=PREC, out_dtype=ACC)
+                gkl = tl.dot(tl.trans(gPl), ql, input_precision=PREC, out_dtype=ACC)
+                if KEY != NONE:
+                    gql, gkl = gql * w, gkl * w
+                    ua += tl.dot(flah, qf * gql + kf * gkl, input_precision=FULL, out_dtype=ACC)
+                gq += gql
+                gk += gkl
+                if VALUE:
+                    Pd = Pl.to(DOT)
+                    gol = u * tl.dot(Pd, vl, input_precision=PREC, out_dtype=ACC)
+                    gvl = u * tl.dot(tl.trans(Pd), dol, input_precision=PREC, out_dtype=ACC)
+                    ub += tl.dot(flah, dof * gol + vf * gvl, input_precision=FULL, out_dtype=ACC)
+                    gv += gvl
+                else:
+                    P += Pl
+            if not VALUE:
+                gv += tl.dot(tl.trans(P.to(DOT)), dof.to(DOT), input_precision=PREC, out_dtype=ACC)
+            gq *= scale
+            G = retreat(G, qf, dot, lat, lbt, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, FULL)
+            at = t[:, None] * H
+            if VALUE:
+                tl.store(dlb + at * V + e[None, :], ub, mask=live[:, None] & in_v[None, :])
+            if KEY == VECTOR:
+                tl.store(dla + at * K + d[None, :], ua, mask=live[:, None] & in_k[None, :])
+            if KEY == SCALAR:
+                tl.store(dla + t * H, tl.sum(tl.where(in_k[None, :], ua, 0.0), 1), mask=live)
+            if KEY == OUTER:
+                ua = tl.where(ua == 0.0, 0.0, ua)
+                tl.store(dla + t * H, tl.sum(ua * a[None, :], 1), mask=live)
+                # a reset through dt = inf has gradient 0, which inf * 0 would make NaN
+                da += tl.sum(tl.where(ua == 0.0, 0.0, ua * dt[:, None]), 0)
+        else:
+            lat = load_scalar(la, t, live, sat, KEY, C, ACC)
+            if STRICT:
+                tr, before = steps(c * C - 1, length, first, C, REVERSE)
+                lar = load_scalar(la, tr, before & (r > 0), sat, KEY, C, ACC)
+                mask = r[:, None] > r[None, :]
+                W = tl.where(r[:, None] > r[None, :] + 1, lar[:, None], 0.0)
+            else:
+                lar = lat
+                mask = r[:, None] >= r[None, :]
+                W = tl.where(r[:, None] > r[None, :], lar[:, None], 0.0)
+            qd, kd, vd, dod = qt.to(DOT), kt.to(DOT), vt.to(DOT), dot.to(DOT)
+            Sd, Gd = S.to(DOT), G.to(DOT)
+            if KEY != NONE:
+                W = tl.where(mask, tl.exp2(tl.cumsum(W, 0)), 0.0) * scale
+                wq = tl.exp2(tl.cumsum(lar, 0)) * scale
+                wk = tl.exp2(scalar_after(lat, C))
+            else:
+                W = tl.where(mask, scale, 0.0).to(ACC)
+                wq = tl.zeros([C], ACC) + scale
+                wk = tl.zeros([C], ACC) + 1.0
+            P = tl.dot(qd, tl.trans(kd), input_precision=PREC, out_dtype=ACC)
+            gP = tl.dot(dod, tl.trans(vd), input_precision=PREC, out_dtype=ACC) * W
+            gq = tl.dot(dod, tl.trans(Sd), input_precision=PREC, out_dtype=ACC) * wq[:, None]
+            gk = tl.dot(vd, tl.trans(Gd), input_precision=PREC, out_dtype=ACC) * wk[:, None]
+            gv = tl.dot(kd, Gd, input_precision=PREC, out_dtype=ACC) * wk[:, None]
+            if KEY != NONE:
+                # pairs with s < r <= t (r < t if STRICT): sum over t by a scan, over s by a masked sum
+                x = tl.cumsum(tl.sum(qt.to(ACC) * gq, 1), 0, reverse=True)
+                y = tl.sum(kt.to(ACC) * gk, 1)
+                U = tl.cumsum(P * gP, 0, reverse=True)
+                if STRICT:
+                    x += tl.sum(tl.where(r[None, :] + 1 < r[:, None], U, 0.0), 1)
+                    x = tl.sum(tl.where(r[None, :] == r[:, None] + 1, x[None, :], 0.0), 1)
+                    x += tl.sum(tl.where(r[None, :] < r[:, None], y[None, :], 0.0), 1)
+                else:
+                    x += tl.sum(tl.where(r[None, :] < r[:, None], U + y[None, :], 0.0), 1)
+                x += tl.sum(tl.sum(S * G, 1), 0) * tl.exp2(tl.sum(lat, 0))
+                tl.store(dla + t * H, x, mask=live)
+            P = (P * W).to(DOT)
+            gP = gP.to(DOT)
+            gq += tl.dot(gP, kd, input_precision=PREC, out_dtype=ACC)
+            gk += tl.dot(tl.trans(gP), qd, input_precision=PREC, out_dtype=ACC)
+            gv += tl.dot(tl.trans(P), dod, input_precision=PREC, out_dtype=ACC)
+            G = retreat(
+                G, qt.to(ACC) * scale, dot, lat, lbt, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, FULL
+            )
+        at = t[:, None] * H
+        tl.store(dq + at * K + d[None, :], gq, mask=live[:, None] & in_k[None, :])
+        tl.store(dk + at * K + d[None, :], gk, mask=live[:, None] & in_k[None, :])
+        tl.store(dv + at * V + e[None, :], gv, mask=live[:, None] & in_v[None, :])
+    if KEY == OUTER:
+        walks = tl.num_programs(0).to(tl.int64) // blocks // H
+        tl.store(dA + ((iv * walks + walk) * H + h) * K + d, da, mask=in_k)
+    if FINAL:
+        tl.store(ds0 + (n * H + h) * K * V + tile, G, mask=in_s)

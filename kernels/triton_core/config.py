@@ -1,0 +1,127 @@
+"""Which regime, which block sizes, which precision: the one place where such things are decided.
+
+A short fixed list rather than autotuning: no stall at the first call, and results do not change from run to run.
+Plain Python: neither Triton nor a GPU is needed to ask for a plan. aot.py compiles exactly what is chosen here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kernel is compiled for. backend: "cuda", "hip", or "interpreter" (NumPy, on CPU tensors)."""
+
+    backend: str
+    arch: int | str = 0
+    warp: int = 32
+    processors: int = 1
+
+
+SM_80 = Target("cuda", 80, 32, 108)
+SM_90 = Target("cuda", 90, 32, 132)
+SM_100 = Target("cuda", 100, 32, 148)
+GFX942 = Target("hip", "gfx942", 64, 304)
+INTERPRETER = Target("interpreter")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Block sizes and precisions of one pass.
+
+    chunk: C steps per chunk, BK x BV of the state per program, a stored state per `segment` steps.
+    recurrent: C steps per block of time, BH heads x BK x BV lanes per program; `segment` is C."""
+
+    regime: str
+    tree: bool
+    C: int
+    BK: int
+    BV: int
+    BH: int
+    segment: int
+    warps: int
+    stages: int
+    dot: torch.dtype
+    acc: torch.dtype
+    prec: str
+    full: str
+
+
+def power(n: int, least: int = 1) -> int:
+    """The smallest power of two that is at least n and `least`."""
+    return max(least, 1 << (max(n, 1) - 1).bit_length())
+
+
+def regime_of(K: int, V: int) -> str:
+    """The rule. Below 16 keys or values a matrix unit would multiply mostly padding: go elementwise."""
+    return "recurrent" if min(K, V) < 16 else "chunk"
+
+
+def accumulation(*tensors: torch.Tensor | None) -> torch.dtype:
+    """float64 if any input is float64, else float32."""
+    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def _precisions(
+    target: Target, acc: torch.dtype, operands: list[torch.dtype], precision: str | None
+) -> tuple[torch.dtype, str, str]:
+    """Dtype of matmul operands, their input precision, and that of sums of log-decays (always full)."""
+    nvidia = target.backend == "cuda"
+    full = "tf32x3" if nvidia and acc == torch.float32 else "ieee"
+    if acc == torch.float64:
+        return acc, "ieee", full
+    if all(x == torch.bfloat16 for x in operands) and target.backend != "interpreter":
+        return torch.bfloat16, "ieee", full
+    if all(x in (torch.bfloat16, torch.float16) for x in operands):
+        # tf32 keeps the ten bits of fp16 without its range: a state may grow past 65504
+        return torch.float32, "tf32" if nvidia else "ieee", full
+    return torch.float32, "tf32" if nvidia and precision == "tf32" else full, full
+
+
+def plan(
+    target: Target,
+    *,
+    backward: bool,
+    K: int,
+    V: int,
+    H: int,
+    tree: bool,
+    acc: torch.dtype,
+    operands: list[torch.dtype],
+    precision: str | None,
+    chunk_size: int | None,
+    regime: str | None = None,
+) -> Plan:
+    """The plan for one pass. tree: some decay is a vector over keys or values. operands: dtypes of q, k, v."""
+    regime = regime or regime_of(K, V)
+    dot, prec, full = _precisions(target, acc, operands, precision)
+    if regime == "recurrent":
+        # One lane per thread, so that a thread holds all C steps of its lane and scans them in registers.
+        BK, C, warps = power(K), 16, 4
+        wide = acc == torch.float64
+        if backward or wide:
+            C = 8
+        lanes = warps * target.warp
+        if target.backend == "interpreter":
+            lanes = 64
+        BV = min(power(V), max(1, lanes // BK))
+        BH = min(power(H), max(1, lanes // (BK * BV)))
+        warps = max(1, BH * BK * BV // target.warp)
+        return Plan(regime, tree, C, BK, BV, BH, C, warps, 1, dot, acc, prec, full)
+    BK = power(K, 16)
+    C = 16 if tree else min(64, power(chunk_size or 64, 16))
+    BV = min(power(V, 16), 64)
+    warps, stages = 4, 2
+    if acc == torch.float64:
+        C, BV = 16, 16
+    return Plan(regime, tree, C, BK, BV, 1, 64, warps, stages, dot, acc, prec, full)
+
+
+def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:
+    """Whether to compute states first, then segments side by side: when whole sequences leave the card idle."""
+    if schedule == "auto":
+        return target.backend != "interpreter" and programs < target.processors and T > 4 * segment
+    return schedule == "split"

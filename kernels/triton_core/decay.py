@@ -1,0 +1,138 @@
+"""Device functions shared by every kernel: where a token lies in memory, log-decays, 0/1 sum matrices.
+
+Log-decays leave this file in base 2, clamped below: exp2 of the bound is exactly 0 in fp32 and in fp64, so a
+decay of -inf keeps its meaning while every later operation stays finite. Sums of log-decays are only ever *sums*
+(products with 0/1 matrices): no difference of cumulative sums is formed anywhere, so nothing cancels.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e4)  # exp(-1e4) == 0 exactly, in fp32 and in fp64
+
+# How the decay over keys enters (the constexpr KEY of every kernel).
+NONE = tl.constexpr(0)
+SCALAR = tl.constexpr(1)  # one per token and head
+VECTOR = tl.constexpr(2)  # one per token, head and key
+OUTER = tl.constexpr(3)  # dt[token, head] * A[head, key], formed here and nowhere else
+
+
+@triton.jit
+def span(cu_seqlens, n, T, VARLEN: tl.constexpr):
+    """Batch row, first token and length of sequence n, all int64."""
+    zero = n * 0
+    if VARLEN:
+        first = tl.load(cu_seqlens + n).to(tl.int64)
+        return zero, first, tl.load(cu_seqlens + n + 1).to(tl.int64) - first
+    return n, zero, zero + T
+
+
+@triton.jit
+def slot_of(n, first, T, SEGMENT: tl.constexpr, VARLEN: tl.constexpr):
+    """First storage slot of sequence n, when each sequence owns one slot per SEGMENT tokens.
+
+    Packed: first // SEGMENT + n never overlaps the next sequence's, whatever the lengths: no table is needed."""
+    if VARLEN:
+        return first // SEGMENT + n
+    return n * tl.cdiv(T, SEGMENT)
+
+
+@triton.jit
+def sequence_of(slot, cu_seqlens, N, T, SEGMENT: tl.constexpr, VARLEN: tl.constexpr):
+    """The sequence which owns a storage slot: the inverse of slot_of, by bisection."""
+    if VARLEN:
+        low = slot * 0
+        high = low + N
+        while high - low > 1:
+            middle = (low + high) // 2
+            if tl.load(cu_seqlens + middle).to(tl.int64) // SEGMENT + middle <= slot:
+                low = middle
+            else:
+                high = middle
+        return low
+    return slot // tl.cdiv(T, SEGMENT)
+
+
+@triton.jit
+def steps(start, length, first, C: tl.constexpr, REVERSE: tl.constexpr):
+    """C time steps from `start`, in the recurrence's own order: their tokens (int64) and which exist."""
+    i = start + tl.arange(0, C)
+    if REVERSE:
+        return first + (length - 1 - i), (i >= 0) & (i < length)
+    return first + i, (i >= 0) & (i < length)
+
+
+@triton.jit
+def load_rows(p, t, live, d, inside, st, sd):
+    """[C, D] tile from base pointer p: rows t, columns d, zeros where there is nothing."""
+    at = p + t[:, None] * st + d.to(tl.int64)[None, :] * sd
+    return tl.load(at, mask=live[:, None] & inside[None, :], other=0.0)
+
+
+@triton.jit
+def base2(x):
+    """A natural log-decay as a finite base-2 one."""
+    return tl.maximum(x, LOWEST) * LOG2E
+
+
+@triton.jit
+def load_key_decay(p, t, live, a, d, inside, st, sd, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
+    """[C, K] base-2 log-decays over keys (zeros where KEY is NONE: not loaded), and dt [C] for OUTER.
+
+    a: [K] the row of A of this head, in ACC (OUTER only, else ignored)."""
+    if KEY == VECTOR:
+        x = load_rows(p, t, live, d, inside, st, sd).to(ACC)
+        return base2(x), tl.zeros([C], ACC)
+    if KEY == SCALAR:
+        x = tl.load(p + t * st, mask=live, other=0.0).to(ACC)
+        return tl.where(inside[None, :], base2(x)[:, None], 0.0), x
+    if KEY == OUTER:
+        x = tl.load(p + t * st, mask=live, other=0.0).to(ACC)
+        # a == 0 also covers the padding: inf * 0 (a reset through dt) must not become NaN there
+        return base2(tl.where(a[None, :] == 0.0, 0.0, x[:, None] * a[None, :])), x
+    return tl.zeros([C, d.shape[0]], ACC), tl.zeros([C], ACC)
+
+
+@triton.jit
+def before_matrix(C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, ACC: tl.constexpr):
+    """[C, C] of 0/1: row t sums r <= t (r < t if STRICT)."""
+    r = tl.arange(0, C)
+    row = r[None, :] if TRANSPOSED else r[:, None]
+    col = r[:, None] if TRANSPOSED else r[None, :]
+    pick = (col < row) if STRICT else (col <= row)
+    return tl.where(pick, 1.0, 0.0).to(ACC)
+
+
+@triton.jit
+def after_matrix(C: tl.constexpr, TRANSPOSED: tl.constexpr, ACC: tl.constexpr):
+    """[C, C] of 0/1: row s sums r > s."""
+    r = tl.arange(0, C)
+    row = r[None, :] if TRANSPOSED else r[:, None]
+    col = r[:, None] if TRANSPOSED else r[None, :]
+    return tl.where(col > row, 1.0, 0.0).to(ACC)
+
+
+@triton.jit
+def halves_matrix(
+    LEVEL: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, ACC: tl.constexpr
+):
+    """[C, C] of 0/1 for one level of the tree: blocks of 2^LEVEL, even ones left, odd ones right.
+
+    A row of a right block sums its block up to itself (without itself if STRICT): its distance from the boundary.
+    A row of a left block sums what follows it in its block. So one product serves both sides of every pair."""
+    r = tl.arange(0, C)
+    row = r[None, :] if TRANSPOSED else r[:, None]
+    col = r[:, None] if TRANSPOSED else r[None, :]
+    right = ((row >> LEVEL) & 1) == 1
+    upto = (col < row) if STRICT else (col <= row)
+    pick = ((row >> LEVEL) == (col >> LEVEL)) & ((right & upto) | ((right == 0) & (col > row)))
+    return tl.where(pick, 1.0, 0.0).to(ACC)
+
+
+@triton.jit
+def pairs_mask(LEVEL: tl.constexpr, C: tl.constexpr):
+    """[C, C]: row in a right block of this level, column in the left block beside it."""
+    row = tl.arange(0, C)[:, None]
+    col = tl.arange(0, C)[None, :]
+    return ((row >> (LEVEL + 1)) == (col >> (LEVEL + 1))) & ((row >> LEVEL) > (col >> LEVEL))
