@@ -1,0 +1,378 @@
+"""What every mixer shares: the state, padding, packing, and the way from a sequence to one token.
+
+A mixer is written once, as a gate map (`operands`) and a readout; `forward` puts the whole
+recurrence between the two and `step` one step of it. Padding is taken out here, before any mixer
+sees it: valid tokens are moved to the front of their row, so convolutions, positions and the
+recurrence know padding on the right only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import OuterDecay, checks, recurrence, step
+from ..kernels.operator import FORMS
+
+
+@dataclass(frozen=True)
+class MixerState:
+    """All that a mixer remembers. Passed in and returned, never kept in the module or changed in place.
+
+    N is the batch size, or the number of sequences when they are packed.
+
+    Attributes:
+        position: tokens seen so far [N], int64.
+        recurrent: state of the recurrence [N, H, K, V], in the accumulation dtype.
+        window: the last inputs of the convolution [N, width - 1, channels], the latest last.
+        keys, values: what softmax attention keeps [N, S, H, head_dim]; the first `position` of the
+            S places of a row count, the rest are zero.
+    """
+
+    position: Tensor
+    recurrent: Tensor | None = None
+    window: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def detach(self) -> MixerState:
+        """The same numbers without their history, for backpropagation that is cut between pieces."""
+        parts = (getattr(self, f.name) for f in fields(self))
+        return MixerState(*(None if p is None else p.detach() for p in parts))  # type: ignore[arg-type]
+
+
+class Tokens(NamedTuple):
+    """Where the tokens of a call stand: x [B, T, d_model] belongs to N sequences."""
+
+    position: Tensor  # [B, T], how many tokens of its sequence came before this one
+    lengths: Tensor | None  # [N], tokens each sequence gains; None: all T
+    valid: Tensor | None = None  # [B, T], a right-padding mask; None: all valid
+    cu_seqlens: Tensor | None = None  # [N + 1] when packed
+    segment: Tensor | None = None  # [T] when packed: the sequence each token belongs to
+
+    def advance(self, position: Tensor) -> Tensor:
+        return position + (self.position.shape[1] if self.lengths is None else self.lengths)
+
+
+class Core(NamedTuple):
+    """The arguments that a mixer hands to the core, and what its readout needs besides."""
+
+    q: Tensor  # [B, T, Hq, K]
+    k: Tensor  # [B, T, Hk, K]
+    v: Tensor  # [B, T, H, V]
+    log_decay: Tensor | OuterDecay | None = None
+    log_decay_v: Tensor | None = None
+    scale: float = 1.0
+    window: Tensor | None = None  # the convolution window after these tokens
+    rest: tuple[Tensor, ...] = ()
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: the dtype of states, log-decays and norms."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def head_count(d_model: int, num_heads: int | None) -> int:
+    """num_heads, or by default the most that divide d_model up to max(4, d_model / 64)."""
+    if num_heads is None:
+        most = max(4, d_model // 64)
+        return next(h for h in range(min(most, d_model), 0, -1) if d_model % h == 0)
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1:
+        raise ValueError(f"num_heads is {num_heads!r}; accepted: a whole number from 1, or None")
+    return num_heads
+
+
+def head_size(d_model: int, num_heads: int, head_dim: int | None = None) -> int:
+    """head_dim, or by default d_model / num_heads."""
+    if head_dim is not None:
+        return head_dim
+    if d_model % num_heads:
+        raise ValueError(
+            f"num_heads is {num_heads}; accepted: a divisor of d_model = {d_model}, or give head_dim"
+        )
+    return d_model // num_heads
+
+
+def _has_shape(
+    name: str, x: object, written: str, sizes: tuple[int | None, ...], device: torch.device
+) -> None:
+    """x is a tensor of these sizes, None standing for any."""
+    shown = "[" + ", ".join("any" if n is None else str(n) for n in sizes) + "]"
+    x = checks.tensor(name, x, f"{written} = {shown}")
+    good = x.ndim == len(sizes) and all(n is None or n == m for n, m in zip(sizes, x.shape, strict=True))
+    if not good:
+        raise ValueError(f"{name} has shape {checks.shape(x)}; accepted: {written} = {shown}")
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}; accepted: the device of x, {device}")
+
+
+class Mixer(nn.Module):
+    """A layer that mixes tokens in time: x [B, T, d_model] to y [B, T, d_model], causally.
+
+    `forward` over a whole sequence, `forward` over consecutive pieces of it with the state carried
+    on, and `step` token by token are the same function, to rounding.
+
+    Attributes:
+        d_model: width of x and y.
+        backend: "auto", "torch" or "triton", passed on to the core.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        if isinstance(d_model, bool) or not isinstance(d_model, int) or d_model < 1:
+            raise ValueError(f"d_model is {d_model!r}; accepted: a whole number from 1")
+        self.d_model = d_model
+        self.backend = "auto"
+
+    # ---------------------------------------------------------------- what a mixer defines
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> MixerState:
+        """The state before the first token; dtype is that of x."""
+        raise NotImplementedError
+
+    def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
+        raise NotImplementedError
+
+    def mix(
+        self, x: Tensor, state: MixerState, tokens: Tokens, form: str | None
+    ) -> tuple[Tensor, MixerState]:
+        """The mixer itself, with padding on the right only. form None: one token, by the core's `step`."""
+        raise NotImplementedError
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """How much the output at t takes from the token at s: [B, heads, T, T], row t, column s."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- what every mixer does
+
+    def forward(
+        self,
+        x: Tensor,
+        state: MixerState | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        form: str = "auto",
+    ) -> tuple[Tensor, MixerState]:
+        """A sequence, or the next piece of one.
+
+        Args:
+            x: inputs [B, T, d_model]. T = 0 returns the state unchanged.
+            state: what an earlier call returned; None at the start.
+            mask: [B, T] bool, False where a token is padding, anywhere in a row. Padding changes
+                nothing: its inputs are not looked at, its outputs are 0, the state skips it.
+            cu_seqlens: packed sequences: int offsets [N + 1] from 0 to T, with B = 1. Each is a
+                sequence of its own, with its own row of the state. Not together with mask.
+            form: of the core, see `mixerzoo.kernels.recurrence`.
+
+        Returns:
+            y [B, T, d_model], and the state after the last token of every sequence.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what it was and what is accepted.
+        """
+        self._check_input("x", x, 3, "[B, T, d_model]")
+        checks.one_of("form", form, FORMS)
+        B, T, _ = x.shape
+        n = B
+        if mask is not None:
+            checks.valid_mask("mask", mask, (B, T), "[B, T]", x.device)
+        if cu_seqlens is not None:
+            if mask is not None:
+                raise ValueError(
+                    "mask was given together with cu_seqlens; accepted: one of the two "
+                    "(leave padding out of packed sequences)"
+                )
+            cu_seqlens = checks.seqlens(cu_seqlens, x)
+            if checks.checking(cu_seqlens):
+                checks.seqlen_values(cu_seqlens.tolist(), T)
+            n = cu_seqlens.shape[0] - 1
+        state = self._starting_state(state, n, x)
+        if T == 0:
+            return torch.zeros_like(x), state
+
+        steps = torch.arange(T, device=x.device)
+        if cu_seqlens is not None:
+            offsets = cu_seqlens.long()
+            segment = torch.searchsorted(offsets[1:].contiguous(), steps, right=True).clamp(max=n - 1)
+            position = state.position[segment] + steps - offsets[segment]
+            tokens = Tokens(position[None], offsets.diff(), None, cu_seqlens, segment)
+            return self.mix(x, state, tokens, form)
+        position = state.position[:, None] + steps
+        if mask is None:
+            return self.mix(x, state, Tokens(position, None), form)
+
+        # A stable sort moves the valid tokens of a row to its front, in their order.
+        order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[..., None]
+        lengths = mask.sum(1)
+        valid = steps < lengths[:, None]
+        x = _keep(mask, x).gather(1, order.expand_as(x))
+        y, state = self.mix(x, state, Tokens(position, lengths, valid), form)
+        y = _keep(valid, y)
+        return torch.zeros_like(y).scatter(1, order.expand_as(y), y), state
+
+    def step(
+        self, x_t: Tensor, state: MixerState | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, MixerState]:
+        """The next token.
+
+        Args:
+            x_t: inputs [B, d_model].
+            state: what an earlier call returned; None at the start.
+            mask: [B] bool; a row where it is False has no token: output 0, state as it was.
+
+        Returns:
+            y_t [B, d_model], and the state after the token.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what it was and what is accepted.
+        """
+        self._check_input("x_t", x_t, 2, "[B, d_model]")
+        state = self._starting_state(state, x_t.shape[0], x_t)
+        position = state.position[:, None]
+        if mask is None:
+            y, state = self.mix(x_t[:, None], state, Tokens(position, None), None)
+            return y[:, 0], state
+        checks.valid_mask("mask", mask, (x_t.shape[0],), "[B]", x_t.device)
+        valid = mask[:, None]
+        tokens = Tokens(position, mask.long(), valid)
+        y, state = self.mix(_keep(valid, x_t[:, None]), state, tokens, None)
+        return _keep(valid, y)[:, 0], state
+
+    def _check_input(self, name: str, x: Tensor, ndim: int, written: str) -> None:
+        accepted = f"{written} with d_model = {self.d_model}"
+        x = checks.tensor(name, x, accepted)
+        checks.floating(name, x)
+        if x.ndim != ndim or x.shape[-1] != self.d_model:
+            raise ValueError(f"{name} has shape {checks.shape(x)}; accepted: {accepted}")
+
+    def _starting_state(self, state: MixerState | None, n: int, x: Tensor) -> MixerState:
+        if state is None:
+            return self.initial_state(n, x.device, x.dtype)
+        if not isinstance(state, MixerState):
+            raise TypeError(f"state is {type(state).__name__}; accepted: a MixerState, or None at the start")
+        _has_shape("state.position", state.position, "[N]", (n,), x.device)
+        self.check_state(state, n, x.device)
+        return state
+
+
+def _keep(valid: Tensor, x: Tensor) -> Tensor:
+    """x where valid, 0 elsewhere, whatever x holds there (a product would let NaN through)."""
+    return torch.where(valid[..., None], x, torch.zeros_like(x))
+
+
+class RecurrentMixer(Mixer):
+    """A mixer that is the core recurrence between a gate map and a readout.
+
+    Attributes:
+        state_shape: (H, K, V) of the recurrent state.
+        window_shape: (width - 1, channels) of the convolution window, or None.
+        map_heads: how many maps `attention_map` returns at most; None: one for each head.
+    """
+
+    state_shape: tuple[int, int, int]
+    window_shape: tuple[int, int] | None = None
+    map_heads: int | None = None
+
+    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+        """The gate map: from inputs [B, T, d_model] to the arguments of the core."""
+        raise NotImplementedError
+
+    def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
+        """From the core's outputs [B, T, H, V] to y [B, T, d_model]."""
+        raise NotImplementedError
+
+    def mix(
+        self, x: Tensor, state: MixerState, tokens: Tokens, form: str | None
+    ) -> tuple[Tensor, MixerState]:
+        core = self.operands(x, state.window, tokens)
+        # Under autocast the maps of q, k and v may end in different dtypes.
+        q, k, v = core.q.to(core.v.dtype), core.k.to(core.v.dtype), core.v
+        la, lb = core.log_decay, core.log_decay_v
+        if form is None:
+            la = OuterDecay(la.dt[:, 0], la.A) if isinstance(la, OuterDecay) else _first(la, 1)
+            o, recurrent = step(
+                q[:, 0],
+                k[:, 0],
+                v[:, 0],
+                la,
+                _first(lb, 2),
+                state=state.recurrent,
+                scale=core.scale,
+                mask=None if tokens.valid is None else tokens.valid[:, 0],
+            )
+            o = o[:, None]
+        else:
+            o, recurrent = recurrence(
+                q,
+                k,
+                v,
+                la,
+                lb,
+                initial_state=state.recurrent,
+                scale=core.scale,
+                cu_seqlens=tokens.cu_seqlens,
+                mask=tokens.valid,
+                form=form,
+                backend=self.backend,
+            )
+        y = self.readout(o, x, core)
+        return y, MixerState(tokens.advance(state.position), recurrent, core.window)
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> MixerState:
+        window = None
+        if self.window_shape is not None:
+            window = torch.zeros(batch_size, *self.window_shape, device=device, dtype=dtype)
+        return MixerState(
+            torch.zeros(batch_size, device=device, dtype=torch.int64),
+            torch.zeros(batch_size, *self.state_shape, device=device, dtype=accumulation(dtype)),
+            window,
+        )
+
+    def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
+        _has_shape("state.recurrent", state.recurrent, "[N, H, K, V]", (n, *self.state_shape), device)
+        if self.window_shape is not None:
+            _has_shape(
+                "state.window", state.window, "[N, width - 1, channels]", (n, *self.window_shape), device
+            )
+
+    @torch.no_grad()
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The linear map from the core's values to its outputs: [B, heads, T, T], row t, column s.
+
+        What precedes the values and follows the outputs (convolutions, rotations of the values,
+        norms, gates) is not in it. Where values decay each by its own rate, the mean over their
+        channels; where there are more than `map_heads` heads, means over contiguous groups.
+        """
+        self._check_input("x", x, 3, "[B, T, d_model]")
+        B, T, _ = x.shape
+        state = self._starting_state(None, B, x)
+        position = torch.arange(T, device=x.device).expand(B, T)
+        core = self.operands(x, state.window, Tokens(position, None))
+        H, V = core.v.shape[2:]
+        q, k, la = core.q.to(core.v.dtype), core.k.to(core.v.dtype), core.log_decay
+        if core.log_decay_v is not None:
+            # Every value channel becomes a head, its decay one over keys.
+            if la is not None:
+                raise NotImplementedError("a map of decays over both keys and values")
+            q, k = (z.repeat_interleave(H * V // z.shape[2], 2) for z in (q, k))
+            la = core.log_decay_v.expand(B, T, H, V).reshape(B, T, H * V)
+            H = H * V
+        # With the unit vectors as values, the outputs are the weights.
+        eye = torch.eye(T, device=x.device, dtype=q.dtype)[None, :, None].expand(B, T, H, T)
+        o, _ = recurrence(q, k, eye, la, scale=core.scale)
+        heads = core.v.shape[2]
+        if self.map_heads is not None:
+            heads = next(h for h in range(min(self.map_heads, heads), 0, -1) if heads % h == 0)
+        return o.transpose(1, 2).reshape(B, heads, H // heads, T, T).mean(2)
+
+
+def _first(x: Tensor | None, constant: int) -> Tensor | None:
+    """The only step of a log-decay, unless it is constant in time."""
+    return x if x is None or x.ndim == constant else x[:, 0]

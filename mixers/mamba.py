@@ -1,0 +1,101 @@
+"""Mamba's selective state space layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import OuterDecay
+from .base import Core, RecurrentMixer, Tokens, accumulation
+from .parts import ShortConvolution
+
+
+class Mamba(RecurrentMixer):
+    """Mamba (S6): a state space model per channel whose step size, input and output maps depend on the input.
+
+        x, z = W_in u        x ← silu(conv(x))        δ, B, C = W_x x        Δ = softplus(W_Δ δ + b_Δ)
+        h_t = exp(Δ_t A) ∘ h_{t-1} + Δ_t x_t B_t        o_t = C_t·h_t + D x_t        y = W_out (o ∘ silu(z))
+
+    Reduction: heads = channels, K = d_state, V = 1; q = C and k = B shared by all channels;
+    v = Δx; log_decay = OuterDecay(Δ, A). D x and the gate are outside.
+
+    Args:
+        d_model: width of u and y.
+        d_state: numbers each channel remembers (N).
+        expand: channels are expand · d_model.
+        conv_width: of the causal convolution.
+        dt_rank: width of δ; d_model / 16, rounded up, by default.
+        use_bias: of W_in and W_out.
+        use_conv_bias: of the convolution.
+        dt_min, dt_max: range of the initial step sizes, log-uniform.
+
+    Parameters have the names and shapes of `MambaMixer` in transformers, whose state_dict loads.
+    `attention_map` has up to 8 maps, each the mean over a contiguous group of channels.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Paper: Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces"
+        (arXiv:2312.00752), algorithm 2, with exp(ΔA) for A and ΔB for B as in its released code (its
+        eq. 4 has the exact zero-order hold for B). Initialisation: A = -(1, …, N), D = 1, W_Δ uniform
+        in ±dt_rank^(-1/2), b_Δ such that Δ is log-uniform in [dt_min, dt_max]; the rest as `nn.Linear`
+        and `nn.Conv1d`.
+    """
+
+    map_heads = 8
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        expand: int = 2,
+        conv_width: int = 4,
+        dt_rank: int | None = None,
+        use_bias: bool = False,
+        use_conv_bias: bool = True,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+    ) -> None:
+        super().__init__(d_model)
+        dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        sizes = {"d_state": d_state, "expand": expand, "conv_width": conv_width, "dt_rank": dt_rank}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; accepted: a whole number from 1")
+        self.d_state, self.dt_rank, self.d_inner = d_state, dt_rank, expand * d_model
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=use_bias)
+        self.conv1d = ShortConvolution(self.d_inner, conv_width, bias=use_conv_bias)
+        self.x_proj = nn.Linear(self.d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=use_bias)
+        self.state_shape = (self.d_inner, d_state, 1)
+        self.window_shape = (conv_width - 1, self.d_inner)
+        self._initialise(dt_min, dt_max)
+
+    @torch.no_grad()
+    def _initialise(self, dt_min: float, dt_max: float) -> None:
+        self.A_log.copy_(torch.arange(1, self.d_state + 1).log())
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(dt_min), math.log(dt_max)).exp()
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+        x, z = self.in_proj(x).chunk(2, -1)
+        x, window = self.conv1d(x, window, tokens)
+        x = F.silu(x)
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
+        acc = accumulation(x.dtype)
+        dt = F.linear(dt, self.dt_proj.weight).to(acc) + self.dt_proj.bias.to(acc)
+        dt = F.softplus(dt, threshold=40)  # the default, 20, is 2e-9 off in float64
+        v = (dt * x).to(x.dtype)
+        A = -torch.exp(self.A_log.to(acc))
+        return Core(C[:, :, None], B[:, :, None], v[..., None], OuterDecay(dt, A), window=window, rest=(x, z))
+
+    def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
+        x, z = core.rest
+        return self.out_proj((o[..., 0] + self.D * x) * F.silu(z))

@@ -1,0 +1,131 @@
+"""Parts that mixers share: the short convolution, the norm, rotations and slopes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Tokens, accumulation
+
+
+class ShortConvolution(nn.Conv1d):
+    """Causal depthwise convolution over time: y_t = b + Σ_j w_j x_{t - width + 1 + j}.
+
+    Parameters are those of the depthwise `nn.Conv1d` it is: weight [channels, 1, width], bias.
+    """
+
+    def __init__(self, channels: int, width: int, bias: bool = True) -> None:
+        super().__init__(channels, channels, width, groups=channels, bias=bias)
+
+    def forward(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """x [B, T, channels], window [N, width - 1, channels] (None: zeros): y, and the window after x."""
+        past = self.kernel_size[0] - 1
+        if tokens.segment is not None:
+            return self._packed(x, window, tokens, tokens.segment)
+        if window is None:
+            window = x.new_zeros(x.shape[0], past, x.shape[2])
+        seen = torch.cat([window.to(x.dtype), x], 1)
+        y = F.conv1d(seen.mT, self.weight, self.bias, groups=self.groups).mT
+        if tokens.lengths is None:
+            return y, seen[:, x.shape[1] :]
+        last = tokens.lengths[:, None] + torch.arange(past, device=x.device)
+        return y, seen.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
+
+    def _packed(
+        self, x: Tensor, window: Tensor | None, tokens: Tokens, segment: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tap by tap, so that a tap which reaches back beyond its sequence finds the window instead."""
+        assert tokens.cu_seqlens is not None and tokens.lengths is not None
+        T, past = x.shape[1], self.kernel_size[0] - 1
+        starts, lengths = tokens.cu_seqlens[:-1].long(), tokens.lengths
+        if window is None:
+            window = x.new_zeros(lengths.shape[0], past, x.shape[2])
+        window = window.to(x.dtype)
+        index = torch.arange(T, device=x.device) - starts[segment]  # of a token in its sequence
+        y = x * self.weight[:, 0, past]
+        for back in range(1, past + 1):
+            within = F.pad(x, (0, 0, back, 0))[:, :T]
+            before = window[segment, (index + past - back).clamp(max=past - 1)]
+            y = y + torch.where(index[:, None] >= back, within, before) * self.weight[:, 0, past - back]
+        if self.bias is not None:
+            y = y + self.bias
+        place = lengths[:, None] - past + torch.arange(past, device=x.device)  # of the last inputs, [N, past]
+        inside = x[0, (starts[:, None] + place).clamp(0, T - 1)]
+        rows = torch.arange(lengths.shape[0], device=x.device)[:, None]
+        carried = window[rows, (place + past).clamp(max=past - 1)]
+        return y, torch.where(place[..., None] >= 0, inside, carried)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) over the last dimension, in at least float32."""
+    y = x.to(accumulation(x.dtype))
+    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a weight (Zhang & Sennrich 2019). In fp64 it is fp64 throughout."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * rms_norm(x, self.eps)
+
+
+def angles(position: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · theta [B, T, *theta.shape], in float64.
+
+    The product loses its digits to its size: at position 10⁶ a float32 angle is off by 0.03.
+    """
+    a = position.double().reshape(*position.shape, *(1 for _ in theta.shape)) * theta.double()
+    return a.cos(), a.sin()
+
+
+def rotary_frequencies(dim: int, base: float, device: torch.device) -> Tensor:
+    """base^(-2i/dim) for i = 0 … dim/2 - 1 (Su et al. 2021), float64."""
+    i = torch.arange(dim // 2, device=device, dtype=torch.float64)
+    return base ** (-2.0 * i / dim)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + n}) of x's first 2n channels, cos and sin having n; the rest stays."""
+    n = cos.shape[-1]
+    acc = accumulation(x.dtype)
+    cos, sin = cos.to(acc), sin.to(acc)
+    a, b, rest = x[..., :n].to(acc), x[..., n : 2 * n].to(acc), x[..., 2 * n :].to(acc)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1).to(x.dtype)
+
+
+def slopes(num_heads: int, factor: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """factor · 2^(-8h/H) for h = 1 … H (the slopes of ALiBi, Press et al. 2021), computed in float64."""
+    h = torch.arange(1, num_heads + 1, device=device, dtype=torch.float64)
+    return (factor * torch.exp2(-8.0 * h / num_heads)).to(dtype)
+
+
+def layer_factor(layer_idx: int, num_layers: int) -> float:
+    """1 - l/(L - 1) + 1e-5: decay fades towards the last layer, which all but keeps everything.
+
+    The denominator has 1e-5 added, as in the released MiniMax code, so that L = 1 is defined.
+    """
+    layer_of(layer_idx, num_layers)
+    return 1 - layer_idx / (num_layers - 1 + 1e-5) + 1e-5
+
+
+def layer_of(layer_idx: int, num_layers: int) -> None:
+    if num_layers < 1:
+        raise ValueError(f"num_layers is {num_layers}; accepted: a whole number from 1")
+    if not 0 <= layer_idx < num_layers:
+        raise ValueError(f"layer_idx is {layer_idx}; accepted: from 0 to num_layers - 1 = {num_layers - 1}")
+
+
+@torch.no_grad()
+def init_linears(module: nn.Module, std: float) -> None:
+    """Normal weights of this deviation and zero biases in every linear map of the module."""
+    for m in module.modules():
+        if isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, std=std)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
