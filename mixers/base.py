@@ -96,7 +96,7 @@ def head_size(d_model: int, num_heads: int, head_dim: int | None = None) -> int:
     return d_model // num_heads
 
 
-def _has_shape(
+def same_shape(
     name: str, x: object, written: str, sizes: tuple[int | None, ...], device: torch.device
 ) -> None:
     """x is a tensor of these sizes, None standing for any."""
@@ -255,7 +255,7 @@ class Mixer(nn.Module):
             return self.initial_state(n, x.device, x.dtype)
         if not isinstance(state, MixerState):
             raise TypeError(f"state is {type(state).__name__}; accepted: a MixerState, or None at the start")
-        _has_shape("state.position", state.position, "[N]", (n,), x.device)
+        same_shape("state.position", state.position, "[N]", (n,), x.device)
         self.check_state(state, n, x.device)
         return state
 
@@ -336,9 +336,9 @@ class RecurrentMixer(Mixer):
         )
 
     def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
-        _has_shape("state.recurrent", state.recurrent, "[N, H, K, V]", (n, *self.state_shape), device)
+        same_shape("state.recurrent", state.recurrent, "[N, H, K, V]", (n, *self.state_shape), device)
         if self.window_shape is not None:
-            _has_shape(
+            same_shape(
                 "state.window", state.window, "[N, width - 1, channels]", (n, *self.window_shape), device
             )
 

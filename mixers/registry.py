@@ -1,0 +1,122 @@
+"""The mixers by name, with what tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from .base import Mixer
+from .hgrn import HGRN
+from .lightning_attention import LightningAttention
+from .linear_attention import LinearAttention
+from .mamba import Mamba
+from .softmax_attention import SoftmaxAttention
+from .transnormer import TransNormer, TransNormerLLM
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A mixer of the registry.
+
+    Attributes:
+        name: as `build` takes it.
+        factory: (d_model, **options) -> Mixer.
+        family: "linear attention", "state space", "linear rnn" or "softmax attention".
+        decay: how the state decays, in words.
+        gating: what is gated by the input, in words.
+        paper: authors, year, arXiv number.
+    """
+
+    name: str
+    factory: Callable[..., Mixer]
+    family: str
+    decay: str
+    gating: str
+    paper: str
+
+
+REGISTRY: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "linear-attention",
+            LinearAttention,
+            "linear attention",
+            "none",
+            "none; divided by the sum of weights",
+            "Katharopoulos et al. 2020, arXiv:2006.16236",
+        ),
+        Entry(
+            "transnormer",
+            TransNormer,
+            "linear attention",
+            "none",
+            "none; normalised",
+            "Qin et al. 2022, arXiv:2210.10340",
+        ),
+        Entry(
+            "transnormer-llm",
+            TransNormerLLM,
+            "linear attention",
+            "constant, one for each head; rotation",
+            "output gate",
+            "Qin et al. 2023, arXiv:2307.14995",
+        ),
+        Entry(
+            "lightning",
+            LightningAttention,
+            "linear attention",
+            "constant, one for each head",
+            "output gate (sigmoid)",
+            "MiniMax 2025, arXiv:2501.08313",
+        ),
+        Entry(
+            "mamba",
+            Mamba,
+            "state space",
+            "by the input, one for each channel and state: exp(ΔA)",
+            "step size, input and output maps; output gate (silu)",
+            "Gu & Dao 2023, arXiv:2312.00752",
+        ),
+        Entry(
+            "hgrn",
+            HGRN,
+            "linear rnn",
+            "by the input, one for each channel, bounded from below",
+            "forget gate tied to the input gate; output gate (sigmoid)",
+            "Qin et al. 2023, arXiv:2311.04823",
+        ),
+        Entry(
+            "hgrn-complex",
+            partial(HGRN, complex=True),
+            "linear rnn",
+            "by the input, one for each channel, bounded from below; rotation",
+            "forget gate tied to the input gate; output gate (sigmoid)",
+            "Qin et al. 2023, arXiv:2311.04823",
+        ),
+        Entry(
+            "softmax",
+            SoftmaxAttention,
+            "softmax attention",
+            "none: every token is kept",
+            "none",
+            "Vaswani et al. 2017, arXiv:1706.03762",
+        ),
+    )
+}
+
+
+def build(name: str, d_model: int, **options: Any) -> Mixer:
+    """The mixer of this name; options are those of its class.
+
+    >>> build("lightning", 64, num_heads=4).d_model
+    64
+
+    Raises:
+        ValueError: no mixer has this name.
+    """
+    if name not in REGISTRY:
+        raise ValueError(f"name is {name!r}; accepted: {', '.join(map(repr, REGISTRY))}")
+    return REGISTRY[name].factory(d_model, **options)

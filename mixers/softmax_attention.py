@@ -1,0 +1,159 @@
+"""Softmax attention, the yardstick: no recurrence, and a state that grows."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Mixer, MixerState, Tokens, head_count, head_size, same_shape
+from .parts import angles, rotary_frequencies, rotate_pairs
+
+
+class SoftmaxAttention(Mixer):
+    """Causal softmax attention: y_t = W_o Σ_{s≤t} softmax_s(q_t·k_s / √head_dim) v_s.
+
+    q and k are rotated by position. The one mixer that does not reduce to the core: its state is
+    every key and value so far. `state.keys` and `state.values` have a place for every position; each
+    call adds as many places as it has tokens, and padding leaves them unused. `form` and `backend`
+    change nothing.
+
+    Args:
+        d_model: width of x and y.
+        num_heads: heads; by default the most that divide d_model up to max(4, d_model / 64).
+        head_dim: channels of a head, d_model / num_heads by default.
+        num_kv_heads: heads of keys and values, a divisor of num_heads (grouped-query attention).
+        rotary_base: of the rotary positions; None leaves positions out.
+        bias: of the projections.
+
+    Raises:
+        ValueError: num_heads does not divide d_model and no head_dim was given; num_kv_heads does
+            not divide num_heads.
+
+    Paper: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), eq. 1; positions by
+        Su et al. 2021 (arXiv:2104.09864). Initialisation: that of `nn.Linear`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int | None = None,
+        head_dim: int | None = None,
+        num_kv_heads: int | None = None,
+        rotary_base: float | None = 10000.0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(d_model)
+        self.num_heads = head_count(d_model, num_heads)
+        self.head_dim = head_size(d_model, self.num_heads, head_dim)
+        self.num_kv_heads = self.num_heads if num_kv_heads is None else num_kv_heads
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads is {num_kv_heads}; accepted: a divisor of num_heads = {self.num_heads}"
+            )
+        self.rotary_base = rotary_base
+        inner, inner_kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(d_model, inner, bias=bias)
+        self.k_proj = nn.Linear(d_model, inner_kv, bias=bias)
+        self.v_proj = nn.Linear(d_model, inner_kv, bias=bias)
+        self.out_proj = nn.Linear(inner, d_model, bias=bias)
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> MixerState:
+        nothing = torch.zeros(batch_size, 0, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
+        position = torch.zeros(batch_size, device=device, dtype=torch.int64)
+        return MixerState(position, keys=nothing, values=nothing)
+
+    def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
+        written, sizes = "[N, S, num_kv_heads, head_dim]", (n, None, self.num_kv_heads, self.head_dim)
+        same_shape("state.keys", state.keys, written, sizes, device)
+        assert state.keys is not None
+        same_shape("state.values", state.values, written, tuple(state.keys.shape), device)
+
+    def mix(
+        self, x: Tensor, state: MixerState, tokens: Tokens, form: str | None
+    ) -> tuple[Tensor, MixerState]:
+        q, k, v = self._projections(x, tokens.position)
+        assert state.keys is not None and state.values is not None
+        cached = state.keys.shape[1]
+        if tokens.segment is not None:
+            o, keys, values = self._packed(q, k, v, state, tokens, tokens.segment)
+        elif cached == 0:
+            # Padding, on the right, is seen by no valid query.
+            keys, values = (y if tokens.valid is None else _zeroed(tokens.valid, y) for y in (k, v))
+            o = self._attend(q, k, v, None)
+        else:
+            keys, values = (_write(old, new, tokens) for old, new in ((state.keys, k), (state.values, v)))
+            places = torch.arange(keys.shape[1], device=x.device)
+            visible = places <= tokens.position[..., None]
+            o = self._attend(q, keys.to(q.dtype), values.to(q.dtype), visible)
+        y = self.out_proj(o.flatten(-2))
+        return y, MixerState(tokens.advance(state.position), keys=keys, values=values)
+
+    def _projections(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.rotary_base is not None and self.head_dim > 1:
+            wave = angles(position, rotary_frequencies(self.head_dim, self.rotary_base, x.device)[None])
+            q, k = rotate_pairs(q, *wave), rotate_pairs(k, *wave)
+        return q, k, v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """q [B, T, H, D], k and v [B, S, Hkv, D], visible [B, T, S] or None for causal: [B, T, H, D]."""
+        k, v = (y.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for y in (k, v))
+        o = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            None if visible is None else visible[:, None],
+            is_causal=visible is None,
+        )
+        return o.transpose(1, 2)
+
+    def _packed(
+        self, q: Tensor, k: Tensor, v: Tensor, state: MixerState, tokens: Tokens, segment: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All sequences at once, by a block-diagonal mask; caches [N, S] are laid out one after the other."""
+        assert state.keys is not None and state.values is not None and tokens.lengths is not None
+        (N, S), T = state.keys.shape[:2], k.shape[1]
+        steps = torch.arange(T, device=k.device)
+        owner = torch.arange(N, device=k.device).repeat_interleave(S)
+        filled = torch.arange(S, device=k.device).repeat(N) < state.position[owner]
+        before = (segment[:, None] == owner) & filled
+        now = (segment[:, None] == segment) & (steps[:, None] >= steps)
+        keys, values = (
+            torch.cat([old.flatten(0, 1)[None].to(new.dtype), new], 1)
+            for old, new in ((state.keys, k), (state.values, v))
+        )
+        o = self._attend(q, keys, values, torch.cat([before, now], 1)[None])
+        # A compiled graph cannot have a size that depends on lengths: there, room for T tokens each.
+        room = T if torch.compiler.is_compiling() else int(tokens.lengths.max())
+
+        def added(old: Tensor, new: Tensor) -> Tensor:
+            grown = torch.cat([old.to(new.dtype), new.new_zeros(N, room, *new.shape[2:])], 1)
+            return grown.index_put((segment, tokens.position[0]), new[0])
+
+        return o, added(state.keys, k), added(state.values, v)
+
+    @torch.no_grad()
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The probabilities [B, num_heads, T, T]: every row sums to 1."""
+        self._check_input("x", x, 3, "[B, T, d_model]")
+        T = x.shape[1]
+        steps = torch.arange(T, device=x.device)
+        q, k, _ = self._projections(x, steps.expand(x.shape[:2]))
+        k = k.repeat_interleave(self.num_heads // self.num_kv_heads, 2)
+        scores = q.transpose(1, 2) @ k.transpose(1, 2).mT * self.head_dim**-0.5
+        return scores.masked_fill(steps[:, None] < steps, -torch.inf).softmax(-1)
+
+
+def _zeroed(valid: Tensor, y: Tensor) -> Tensor:
+    return torch.where(valid[..., None, None], y, torch.zeros_like(y))
+
+
+def _write(old: Tensor, new: Tensor, tokens: Tokens) -> Tensor:
+    """The cache with the new tokens at their positions; padding is written as zeros behind them."""
+    if tokens.valid is not None:
+        new = _zeroed(tokens.valid, new)
+    grown = torch.cat([old.to(new.dtype), torch.zeros_like(new)], 1)
+    return grown.scatter(1, tokens.position[..., None, None].expand_as(new), new)
