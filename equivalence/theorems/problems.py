@@ -1,0 +1,160 @@
+"""The recurrence on field elements: what the exact theorems range over, and how they compare."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ...kernels import forms
+from ...kernels.order import AFTER, ALL_ORDERS, Order
+from ...kernels.steps import Slice, Steps
+from ..algebra import Field, Integer, Log, differs
+from ..theorem import Budget, Counterexample
+
+KEY_DECAYS = ("none", "[H]", "[B,T,H]", "[B,T,H,K]", "dt·A")
+VALUE_DECAYS = ("none", "[H,V]", "[B,T,H,V]")
+HEADS = ((1, 1, 1), (2, 2, 1), (2, 1, 2), (4, 2, 1), (4, 2, 4))  # H, Hq, Hk
+LARGEST_EXPONENT = 3  # of dt·A, whose A are small whole numbers here: exp(dt·A) is a power of exp(dt)
+
+
+class Operands(NamedTuple):
+    """The arguments of a recurrence, in the public layout and the order of `Steps`."""
+
+    q: Any
+    k: Any
+    v: Any
+    log_decay: Any
+    outer: Any
+    log_decay_v: Any
+    initial_state: Any
+    scale: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One shape of arguments."""
+
+    length: int
+    block: int = 4
+    order: Order = AFTER
+    reverse: bool = False
+    heads: tuple[int, int, int] = (1, 1, 1)
+    key_decay: str = "[B,T,H,K]"
+    value_decay: str = "[B,T,H,V]"
+    batch: int = 2
+    key_dim: int = 2
+    value_dim: int = 3
+
+    def __str__(self) -> str:
+        H, Hq, Hk = self.heads
+        time = "reversed time" if self.reverse else "forward time"
+        return (
+            f"T = {self.length} in blocks of {self.block}, order {self.order.events}, {time}, "
+            f"B = {self.batch}, H = {H} (Hq = {Hq}, Hk = {Hk}), K = {self.key_dim}, V = {self.value_dim}, "
+            f"log_decay {self.key_decay}, log_decay_v {self.value_decay}"
+        )
+
+    @property
+    def degree(self) -> int:
+        """Of outputs and state, in all operands: at most T decays a and T of b, times q, k, v and scale."""
+        per_step = 1 + (LARGEST_EXPONENT if self.key_decay == "dt·A" else 1)
+        return per_step * self.length + 4
+
+    def operands(self, rng: np.random.Generator, dual: bool = False, zeros: float = 0.0) -> Operands:
+        """A random point; `zeros` is the share of decays that are 0 (the point is uniform in the others)."""
+        B, T, (H, Hq, Hk), K, V = self.batch, self.length, self.heads, self.key_dim, self.value_dim
+
+        def field(*sizes: int) -> Field:
+            return Field.random(rng, *sizes, dual=dual)
+
+        def log(*sizes: int) -> Log:
+            return Log.random(rng, *sizes, dual=dual, zeros=zeros)
+
+        key_sizes = {"[H]": (H,), "[B,T,H]": (B, T, H), "[B,T,H,K]": (B, T, H, K), "dt·A": (B, T, H)}
+        value_sizes = {"[H,V]": (H, V), "[B,T,H,V]": (B, T, H, V)}
+        outer = None
+        if self.key_decay == "dt·A":
+            outer = Integer(rng.integers(0, LARGEST_EXPONENT + 1, (H, K)))
+        return Operands(
+            field(B, T, Hq, K),
+            field(B, T, Hk, K),
+            field(B, T, H, V),
+            log(*key_sizes[self.key_decay]) if self.key_decay in key_sizes else None,
+            outer,
+            log(*value_sizes[self.value_decay]) if self.value_decay in value_sizes else None,
+            field(B, H, K, V),
+            int(rng.integers(2, 1 << 60)),
+        )
+
+
+def steps(x: Operands, reverse: bool = False) -> Steps:
+    return Steps(*x[:6], scale=x.scale, reverse=reverse)
+
+
+def run_form(form: str, p: Problem, x: Operands) -> tuple[Any, Any]:
+    """Outputs [B,T,H,V] and the final state, by the form that runs in production."""
+    pieces, state = forms.FORMS[form](steps(x, p.reverse), x.initial_state, p.order, p.block)
+    outputs = torch.cat([piece.transpose(1, 2) for piece in pieces], 1)
+    return outputs.flip(1) if p.reverse else outputs, state
+
+
+def definition(p: Problem, x: Operands) -> tuple[Any, Any]:
+    """The recurrence step by step, all in one block."""
+    whole = Problem(**{**p.__dict__, "block": max(p.length, 1)})
+    return run_form("recurrent", whole, x)
+
+
+def equal(what: str, arguments: object, x: Any, y: Any, axes: str) -> None:
+    """x = y, exactly.
+
+    Raises:
+        Counterexample: naming the arguments and the first place where they differ.
+    """
+    at = differs(x, y)
+    if at is None:
+        return
+    if at == () and x.shape != y.shape:
+        raise Counterexample(f"{what} has shape {list(x.shape)}, not {list(y.shape)}, for {arguments}")
+    place = ", ".join(f"{axis} = {i}" for axis, i in zip(axes, at, strict=False))
+    raise Counterexample(f"{what} differ at {place}, for {arguments}")
+
+
+def problems(budget: Budget, orders: Sequence[Order] = ALL_ORDERS) -> list[Problem]:
+    """Decays × orders × directions × lengths, smallest first; heads and blocks vary along the way.
+
+    A quick run takes every seventh, which all kinds of everything are among.
+    """
+    lengths = (1, 2, 3, 5, 9) if budget.quick else (1, 2, 3, 4, 5, 7, 9, 14, 21)
+    blocks = (1, 2, 3, 4, 5, 8, 64)
+    found = []
+    everything = itertools.product(KEY_DECAYS, VALUE_DECAYS, orders, (False, True), lengths)
+    for i, (key, value, order, reverse, T) in enumerate(everything):
+        if budget.quick and i % 7:
+            continue
+        found.append(Problem(T, blocks[i // 7 % 7], order, reverse, HEADS[i % 5 - i // 35 % 5], key, value))
+    return sorted(found, key=lambda p: (p.length, p.heads, p.block))
+
+
+def blocks_of(kind: str) -> tuple[str, str]:
+    """Key and value decay of a kind of block."""
+    return {
+        "no decay": ("none", "none"),
+        "scalar": ("[B,T,H]", "none"),
+        "keys": ("[B,T,H,K]", "none"),
+        "values": ("none", "[B,T,H,V]"),
+        "scalar, values": ("[B,T,H]", "[B,T,H,V]"),
+        "keys, values": ("[B,T,H,K]", "[B,T,H,V]"),
+    }[kind]
+
+
+def first_steps(c: Slice, n: int) -> Slice:
+    return Slice(*(None if x is None else x[..., :n, :] for x in c))
+
+
+def one_step(c: Slice, t: int) -> Slice:
+    return Slice(*(None if x is None else x[..., t : t + 1, :] for x in c))
