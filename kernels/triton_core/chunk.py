@@ -17,7 +17,7 @@ relative to their own size. The states of a segment are walked again from its st
 chunk by chunk: memory is K*V per SEGMENT steps.
 
 Names: BK, BV padded block widths; DOT the dtype of matmul operands, ACC of sums; PREC the input precision of
-matmuls, FULL of sums of log-decays. Shapes in comments: C steps, K keys, V values of this block.
+matmuls, SUMS of sums of log-decays. Shapes in comments: C steps, K keys, V values of this block.
 """
 
 import triton
@@ -39,83 +39,89 @@ from .decay import (
     slot_of,
     span,
     steps,
+    sums,
 )
 
 
 @triton.jit
-def load_scalar(p, t, live, st, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
+def load_scalar(p, t, r, live, st, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
     """[C] base-2 log-decays of the non-tree body."""
     if KEY == NONE:
         return tl.zeros([C], ACC)
-    return base2(tl.load(p + t * st, mask=live, other=0.0).to(ACC))
+    return base2(tl.load(p + t * st + r * st, mask=live, other=0.0).to(ACC))
 
 
 @triton.jit
-def scalar_after(la, C: tl.constexpr):
-    """[C]: decay from after s to the end of the chunk, log2."""
-    r = tl.arange(0, C)
-    return tl.sum(tl.where(r[:, None] > r[None, :], la[:, None], 0.0), axis=0)
+def load_shifted(p, start, length, first, st, SHIFT: tl.constexpr, REVERSE: tl.constexpr, INDEX: tl.constexpr,
+                 KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """load_scalar of the steps SHIFT (-1, 0, 1) away, zeros where they lie outside this chunk.
+
+    Exclusive sums are inclusive sums of these: a sum minus its last term would be a difference."""
+    t, r, live = steps(start + SHIFT, length, first, C, REVERSE, INDEX)
+    i = tl.arange(0, C) + SHIFT
+    return load_scalar(p, t, r, live & (i >= 0) & (i < C), st, KEY, C, ACC)
 
 
 @triton.jit
-def advance(S, k, v, la, lb, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
-            DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, FULL: tl.constexpr):  # fmt: skip
-    """The state [K, V] after one more chunk."""
+def advance(S, k, v, la, lb, la_next, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+            DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr):  # fmt: skip
+    """The state [K, V] after one more chunk. la_next: la of the next step (read where not TREE)."""
     if TREE:
-        after = after_matrix(C, False, ACC)
+        after = after_matrix(C, False, SUMS)
         k = k.to(ACC)
         v = v.to(ACC)
         if KEY != NONE:
             S = S * tl.exp2(tl.sum(la, 0))[:, None]
-            k = k * tl.exp2(tl.dot(after, la, input_precision=FULL, out_dtype=ACC))
+            k = k * tl.exp2(sums(after, la, SUMS, ACC))
         if VALUE:
             S = S * tl.exp2(tl.sum(lb, 0))[None, :]
-            v = v * tl.exp2(tl.dot(after, lb, input_precision=FULL, out_dtype=ACC))
+            v = v * tl.exp2(sums(after, lb, SUMS, ACC))
     elif KEY != NONE:
         S = S * tl.exp2(tl.sum(la, 0))
-        k = k.to(ACC) * tl.exp2(scalar_after(la, C))[:, None]
+        k = k.to(ACC) * tl.exp2(tl.cumsum(la_next, 0, reverse=True))[:, None]
     return S + tl.dot(tl.trans(k.to(DOT)), v.to(DOT), input_precision=PREC, out_dtype=ACC)
 
 
 @triton.jit
-def retreat(G, q, do, la, lb, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+def retreat(G, q, do, la, lb, la_read, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
             STRICT: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
-            FULL: tl.constexpr):  # fmt: skip
-    """The gradient [K, V] of the state before a chunk, from that after it. q is scaled already."""
+            SUMS: tl.constexpr):  # fmt: skip
+    """The gradient [K, V] of the state before a chunk, from that after it. q is scaled already;
+    la_read: la of the step before if STRICT (read where not TREE)."""
     if TREE:
-        upto = before_matrix(C, STRICT, False, ACC)
+        upto = before_matrix(C, STRICT, False, SUMS)
         do = do.to(ACC)
         if KEY != NONE:
             G = G * tl.exp2(tl.sum(la, 0))[:, None]
-            q = q * tl.exp2(tl.dot(upto, la, input_precision=FULL, out_dtype=ACC))
+            q = q * tl.exp2(sums(upto, la, SUMS, ACC))
         if VALUE:
             G = G * tl.exp2(tl.sum(lb, 0))[None, :]
-            do = do * tl.exp2(tl.dot(upto, lb, input_precision=FULL, out_dtype=ACC))
+            do = do * tl.exp2(sums(upto, lb, SUMS, ACC))
     elif KEY != NONE:
         G = G * tl.exp2(tl.sum(la, 0))
-        r = tl.arange(0, C)
-        pick = (r[:, None] > r[None, :]) if STRICT else (r[:, None] >= r[None, :])
-        q = q * tl.exp2(tl.sum(tl.where(pick, la[None, :], 0.0), axis=1))[:, None]
+        q = q * tl.exp2(tl.cumsum(la_read, 0))[:, None]
     return G + tl.dot(tl.trans(q.to(DOT)), do.to(DOT), input_precision=PREC, out_dtype=ACC)
 
 
 @triton.jit
 def chunk_states(
-    k, v, la, A, lb, initial, states, final, cu_seqlens, scale, N, T, H, group,
+    k, v, la, A, lb, initial, states, final, cu_seqlens, scale: tl.float64, N, T, H, group,
     skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
     REVERSE: tl.constexpr, ADJOINT: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
-    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, FULL: tl.constexpr,
+    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """States at segment starts (ADJOINT: gradients of states at segment ends; k, v are then q, do).
 
     states [slots, H, K, V], final [N, H, K, V]: both ACC, contiguous. Grid: N * H * blocks of V."""
+    scale = tl.full([], scale, ACC)
     blocks = tl.cdiv(V, BV)
     pid = tl.program_id(0).to(tl.int64)
     iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
     row, first, length = span(cu_seqlens, n, T, VARLEN)
-    d, e = tl.arange(0, BK), iv * BV + tl.arange(0, BV)
+    d = tl.arange(0, BK).to(INDEX)
+    e = (iv * BV).to(INDEX) + tl.arange(0, BV)
     in_k, in_v = d < K, e < V
     k += row * skb + (h // group) * skh
     v += row * svb + h * svh
@@ -129,52 +135,56 @@ def chunk_states(
     in_s = in_k[:, None] & in_v[None, :]
     S = tl.zeros([BK, BV], ACC)
     if INITIAL:
-        at = n * sib + h * sih + d.to(tl.int64)[:, None] * sik + e[None, :] * siv
-        S += tl.load(initial + at, mask=in_s, other=0.0).to(ACC)
+        seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
+        S += tl.load(initial + seed, mask=in_s, other=0.0).to(ACC)
     slot = slot_of(n, first, T, SEGMENT, VARLEN)
     tile = d[:, None] * V + e[None, :]
     chunks = ((length + C - 1) // C).to(tl.int32)
-    for j in range(0, chunks):
-        c = chunks - 1 - j if ADJOINT else j
-        t, live = steps(c * C, length, first, C, REVERSE)
-        per = SEGMENT // C
-        if ADJOINT:
-            if (c % per == per - 1) | (j == 0):
-                tl.store(states + ((slot + c // per) * H + h) * K * V + tile, S, mask=in_s)
-        else:
-            if c % per == 0:
-                tl.store(states + ((slot + c // per) * H + h) * K * V + tile, S, mask=in_s)
-        kt = load_rows(k, t, live, d, in_k, skt, skd)
-        vt = load_rows(v, t, live, e, in_v, svt, svd)
-        lbt = tl.zeros([C, BV], ACC)
-        if VALUE:
-            lbt = base2(load_rows(lb, t, live, e, in_v, sbt, sbd).to(ACC))
-        if TREE:
-            lat, _ = load_key_decay(la, t, live, a, d, in_k, sat, sad, KEY, C, ACC)
-        else:
-            lat = load_scalar(la, t, live, sat, KEY, C, ACC)
-        if ADJOINT:
-            qt = kt.to(ACC) * scale
-            S = retreat(S, qt, vt, lat, lbt, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, FULL)
-        else:
-            S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, DOT, ACC, PREC, FULL)
+    per: tl.constexpr = SEGMENT // C
+    segments = (chunks + per - 1) // per
+    for i in range(0, segments):
+        g = segments - 1 - i if ADJOINT else i
+        tl.store(states + ((slot + g) * H + h) * K * V + tile, S, mask=in_s)
+        begin = g * per
+        end = tl.minimum(chunks, begin + per)
+        for j in range(begin, end):
+            c = end - 1 - (j - begin) if ADJOINT else j
+            t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
+            kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
+            vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
+            lbt = tl.zeros([C, BV], ACC)
+            if VALUE:
+                lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
+            if TREE:
+                lat, _ = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
+                las = tl.zeros([C], ACC)
+            else:
+                lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
+                shift: tl.constexpr = -int(STRICT) if ADJOINT else 1
+                las = load_shifted(la, c * C, length, first, sat, shift, REVERSE, INDEX, KEY, C, ACC)
+            if ADJOINT:
+                qt = kt.to(ACC) * scale
+                S = retreat(S, qt, vt, lat, lbt, las, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
+            else:
+                S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
     if FINAL:
         tl.store(final + (n * H + h) * K * V + tile, S, mask=in_s)
 
 
 @triton.jit
 def chunk_forward(
-    q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale, N, T, H, group_q, group_k,
+    q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale: tl.float64, N, T, H, group_q, group_k,
     sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
     sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
     SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
     REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr,
-    ACC: tl.constexpr, PREC: tl.constexpr, FULL: tl.constexpr,
+    ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Outputs o [B, T, H, V] contiguous and, unless SPLIT, final [N, H, K, V] in ACC.
 
     Grid: N * H * blocks of V, or (SPLIT) slots * H * blocks of V. STRICT is read="before"."""
+    scale = tl.full([], scale, ACC)
     blocks = tl.cdiv(V, BV)
     pid = tl.program_id(0).to(tl.int64)
     iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
@@ -182,7 +192,8 @@ def chunk_forward(
     if SPLIT:
         n = sequence_of(slot, cu_seqlens, N, T, SEGMENT, VARLEN)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
-    d, e = tl.arange(0, BK), iv * BV + tl.arange(0, BV)
+    d = tl.arange(0, BK).to(INDEX)
+    e = (iv * BV).to(INDEX) + tl.arange(0, BV)
     in_k, in_v = d < K, e < V
     in_s = in_k[:, None] & in_v[None, :]
     tile = d[:, None] * V + e[None, :]
@@ -206,29 +217,30 @@ def chunk_forward(
         if begin < end:
             S += tl.load(states + (slot * H + h) * K * V + tile, mask=in_s, other=0.0)
     elif INITIAL:
-        at = n * sib + h * sih + d.to(tl.int64)[:, None] * sik + e[None, :] * siv
-        S += tl.load(initial + at, mask=in_s, other=0.0).to(ACC)
+        seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
+        S += tl.load(initial + seed, mask=in_s, other=0.0).to(ACC)
     r = tl.arange(0, C)
     for c in range(begin, end):
-        t, live = steps(c * C, length, first, C, REVERSE)
-        qt = load_rows(q, t, live, d, in_k, sqt, sqd)
-        kt = load_rows(k, t, live, d, in_k, skt, skd)
-        vt = load_rows(v, t, live, e, in_v, svt, svd)
+        t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
+        qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
+        kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
+        vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
         lbt = tl.zeros([C, BV], ACC)
         if VALUE:
-            lbt = base2(load_rows(lb, t, live, e, in_v, sbt, sbd).to(ACC))
+            lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
         if TREE:
-            lat, _ = load_key_decay(la, t, live, a, d, in_k, sat, sad, KEY, C, ACC)
+            lat, _ = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
+            las = tl.zeros([C], ACC)
             qs = qt.to(ACC) * scale
             kf = kt.to(ACC)
             # from the state before the chunk
-            upto = before_matrix(C, STRICT, False, ACC)
+            upto = before_matrix(C, STRICT, False, SUMS)
             qd = qs
             if KEY != NONE:
-                qd = qs * tl.exp2(tl.dot(upto, lat, input_precision=FULL, out_dtype=ACC))
+                qd = qs * tl.exp2(sums(upto, lat, SUMS, ACC))
             out = tl.dot(qd.to(DOT), S.to(DOT), input_precision=PREC, out_dtype=ACC)
             if VALUE:
-                out *= tl.exp2(tl.dot(upto, lbt, input_precision=FULL, out_dtype=ACC))
+                out *= tl.exp2(sums(upto, lbt, SUMS, ACC))
             # within the chunk
             P = tl.zeros([C, C], ACC)
             if not STRICT:
@@ -236,15 +248,15 @@ def chunk_forward(
                 if VALUE:
                     out += tl.sum(qs * kf, 1)[:, None] * vt.to(ACC)
             for level in tl.static_range(LEVELS):
-                half = halves_matrix(level, C, STRICT, False, ACC)
+                half = halves_matrix(level, C, STRICT, False, SUMS)
                 ql, kl = qs, kf
                 if KEY != NONE:
-                    w = tl.exp2(tl.dot(half, lat, input_precision=FULL, out_dtype=ACC))
+                    w = tl.exp2(sums(half, lat, SUMS, ACC))
                     ql, kl = qs * w, kf * w
                 Pl = tl.dot(ql.to(DOT), tl.trans(kl.to(DOT)), input_precision=PREC, out_dtype=ACC)
                 Pl = tl.where(pairs_mask(level, C), Pl, 0.0)
                 if VALUE:
-                    u = tl.exp2(tl.dot(half, lbt, input_precision=FULL, out_dtype=ACC))
+                    u = tl.exp2(sums(half, lbt, SUMS, ACC))
                     vl = (vt.to(ACC) * u).to(DOT)
                     out += u * tl.dot(Pl.to(DOT), vl, input_precision=PREC, out_dtype=ACC)
                 else:
@@ -252,48 +264,48 @@ def chunk_forward(
             if not VALUE:
                 out += tl.dot(P.to(DOT), vt.to(DOT), input_precision=PREC, out_dtype=ACC)
         else:
-            lat = load_scalar(la, t, live, sat, KEY, C, ACC)
+            lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
+            lar = lat
             if STRICT:
                 # read="before": a pair (s, t) decays over s < r < t, so row t takes the decay of t - 1
-                tr, before = steps(c * C - 1, length, first, C, REVERSE)
-                lar = load_scalar(la, tr, before & (r > 0), sat, KEY, C, ACC)
-                mask = r[:, None] > r[None, :]
-                W = tl.where(r[:, None] > r[None, :] + 1, lar[:, None], 0.0)
+                lar = load_shifted(la, c * C, length, first, sat, -1, REVERSE, INDEX, KEY, C, ACC)
+            las = load_shifted(la, c * C, length, first, sat, 1, REVERSE, INDEX, KEY, C, ACC)
+            if KEY != NONE:
+                W = tl.where(r[:, None] > r[None, :] + STRICT, lar[:, None], 0.0)
+                W = tl.where(r[:, None] >= r[None, :] + STRICT, tl.exp2(tl.cumsum(W, 0)), 0.0)
             else:
-                lar = lat
-                mask = r[:, None] >= r[None, :]
-                W = tl.where(r[:, None] > r[None, :], lar[:, None], 0.0)
+                W = tl.where(r[:, None] >= r[None, :] + STRICT, 1.0, 0.0).to(ACC)
             qd = qt.to(DOT)
             P = tl.dot(qd, tl.trans(kt.to(DOT)), input_precision=PREC, out_dtype=ACC)
             out = tl.dot(qd, S.to(DOT), input_precision=PREC, out_dtype=ACC)
             if KEY != NONE:
                 out *= tl.exp2(tl.cumsum(lar, 0))[:, None]
-                P *= tl.exp2(tl.cumsum(W, 0))
-            P = tl.where(mask, P, 0.0)
+            P *= W
             out += tl.dot(P.to(DOT), vt.to(DOT), input_precision=PREC, out_dtype=ACC)
             out *= scale
-        tl.store(o + t[:, None] * (H * V) + e[None, :], out, mask=live[:, None] & in_v[None, :])
-        S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, DOT, ACC, PREC, FULL)
+        tl.store(o + t * (H * V) + (rel[:, None] * (H * V) + e[None, :]), out, mask=live[:, None] & in_v[None, :])
+        S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
     if not SPLIT:
         tl.store(final + (n * H + h) * K * V + tile, S, mask=in_s)
 
 
 @triton.jit
 def chunk_backward(
-    q, k, v, la, A, lb, do, dstate, states, dstates, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale,
+    q, k, v, la, A, lb, do, dstate, states, dstates, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale: tl.float64,
     N, T, H, tokens, group_q, group_k,
     sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
     sob, sot, soh, sod, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
     SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
     REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
-    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, FULL: tl.constexpr,
+    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Gradients. dq, dk [blocks of V, tokens, H, K]: sums over the values of each block, added by the caller;
     dla [blocks, tokens, H(, K)] likewise, dA [blocks, walks, H, K] (OUTER; walks = N, or slots if SPLIT);
     dv, dlb [tokens, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given.
 
     Grid: as chunk_forward."""
+    scale = tl.full([], scale, ACC)
     blocks = tl.cdiv(V, BV)
     pid = tl.program_id(0).to(tl.int64)
     iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
@@ -302,7 +314,8 @@ def chunk_backward(
         n = sequence_of(walk, cu_seqlens, N, T, SEGMENT, VARLEN)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
     slot = slot_of(n, first, T, SEGMENT, VARLEN)
-    d, e = tl.arange(0, BK), iv * BV + tl.arange(0, BV)
+    d = tl.arange(0, BK).to(INDEX)
+    e = (iv * BV).to(INDEX) + tl.arange(0, BV)
     in_k, in_v = d < K, e < V
     in_s = in_k[:, None] & in_v[None, :]
     tile = d[:, None] * V + e[None, :]
@@ -336,51 +349,53 @@ def chunk_backward(
         if begin < end:
             G += tl.load(dstates + (walk * H + h) * K * V + tile, mask=in_s, other=0.0)
     elif INITIAL:
-        at = n * sib + h * sih + d.to(tl.int64)[:, None] * sik + e[None, :] * siv
-        G += tl.load(dstate + at, mask=in_s, other=0.0).to(ACC)
+        seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
+        G += tl.load(dstate + seed, mask=in_s, other=0.0).to(ACC)
     r = tl.arange(0, C)
     for j in range(0, end - begin):
         c = end - 1 - j
         # the state before this chunk, from the stored start of its segment
         S = tl.load(states + ((slot + c // per) * H + h) * K * V + tile, mask=in_s, other=0.0)
         for p in range(c // per * per, c):
-            t, live = steps(p * C, length, first, C, REVERSE)
-            kt = load_rows(k, t, live, d, in_k, skt, skd)
-            vt = load_rows(v, t, live, e, in_v, svt, svd)
+            t, rel, live = steps(p * C, length, first, C, REVERSE, INDEX)
+            kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
+            vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
             lbt = tl.zeros([C, BV], ACC)
             if VALUE:
-                lbt = base2(load_rows(lb, t, live, e, in_v, sbt, sbd).to(ACC))
+                lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
             if TREE:
-                lat, _ = load_key_decay(la, t, live, a, d, in_k, sat, sad, KEY, C, ACC)
+                lat, _ = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
+                las = tl.zeros([C], ACC)
             else:
-                lat = load_scalar(la, t, live, sat, KEY, C, ACC)
-            S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, DOT, ACC, PREC, FULL)
+                lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
+                las = load_shifted(la, p * C, length, first, sat, 1, REVERSE, INDEX, KEY, C, ACC)
+            S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
 
-        t, live = steps(c * C, length, first, C, REVERSE)
-        qt = load_rows(q, t, live, d, in_k, sqt, sqd)
-        kt = load_rows(k, t, live, d, in_k, skt, skd)
-        vt = load_rows(v, t, live, e, in_v, svt, svd)
-        dot = load_rows(do, t, live, e, in_v, sot, sod)
+        t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
+        qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
+        kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
+        vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
+        dot = load_rows(do, t, rel, live, e, in_v, sot, sod)
         lbt = tl.zeros([C, BV], ACC)
         if VALUE:
-            lbt = base2(load_rows(lb, t, live, e, in_v, sbt, sbd).to(ACC))
+            lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
         if TREE:
-            lat, dt = load_key_decay(la, t, live, a, d, in_k, sat, sad, KEY, C, ACC)
+            lat, dt = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
             qf, kf = qt.to(ACC) * scale, kt.to(ACC)
             vf, dof = vt.to(ACC), dot.to(ACC)
             # through the states at both ends of the chunk
             qd, kd, vd, dod = qf, kf, vf, dof
             if KEY != NONE:
                 wq = tl.exp2(
-                    tl.dot(before_matrix(C, STRICT, False, ACC), lat, input_precision=FULL, out_dtype=ACC)
+                    sums(before_matrix(C, STRICT, False, SUMS), lat, SUMS, ACC)
                 )
-                wk = tl.exp2(tl.dot(after_matrix(C, False, ACC), lat, input_precision=FULL, out_dtype=ACC))
+                wk = tl.exp2(sums(after_matrix(C, False, SUMS), lat, SUMS, ACC))
                 qd, kd = qf * wq, kf * wk
             if VALUE:
                 wo = tl.exp2(
-                    tl.dot(before_matrix(C, STRICT, False, ACC), lbt, input_precision=FULL, out_dtype=ACC)
+                    sums(before_matrix(C, STRICT, False, SUMS), lbt, SUMS, ACC)
                 )
-                wv = tl.exp2(tl.dot(after_matrix(C, False, ACC), lbt, input_precision=FULL, out_dtype=ACC))
+                wv = tl.exp2(sums(after_matrix(C, False, SUMS), lbt, SUMS, ACC))
                 vd, dod = vf * wv, dof * wo
             qd, kd, vd, dod = qd.to(DOT), kd.to(DOT), vd.to(DOT), dod.to(DOT)
             Sd, Gd = S.to(DOT), G.to(DOT)
@@ -395,14 +410,12 @@ def chunk_backward(
                 gv = gv * wv
                 through *= tl.exp2(tl.sum(lbt, 0))[None, :]
                 go = wo * tl.dot(qd, Sd, input_precision=PREC, out_dtype=ACC)
-                ub = tl.dot(
-                    before_matrix(C, STRICT, True, ACC), dof * go, input_precision=FULL, out_dtype=ACC
-                )
-                ub += tl.dot(after_matrix(C, True, ACC), vf * gv, input_precision=FULL, out_dtype=ACC)
+                ub = sums(before_matrix(C, STRICT, True, SUMS), dof * go, SUMS, ACC)
+                ub += sums(after_matrix(C, True, SUMS), vf * gv, SUMS, ACC)
                 ub += tl.sum(through, 0)[None, :]
             if KEY != NONE:
-                ua = tl.dot(before_matrix(C, STRICT, True, ACC), qf * gq, input_precision=FULL, out_dtype=ACC)
-                ua += tl.dot(after_matrix(C, True, ACC), kf * gk, input_precision=FULL, out_dtype=ACC)
+                ua = sums(before_matrix(C, STRICT, True, SUMS), qf * gq, SUMS, ACC)
+                ua += sums(after_matrix(C, True, SUMS), kf * gk, SUMS, ACC)
                 ua += tl.sum(through, 1)[None, :]
             # within the chunk: the diagonal, then the levels of the tree
             P = tl.zeros([C, C], ACC)
@@ -418,11 +431,11 @@ def chunk_backward(
             if not VALUE:
                 gP = tl.dot(dof.to(DOT), tl.trans(vf.to(DOT)), input_precision=PREC, out_dtype=ACC)
             for level in tl.static_range(LEVELS):
-                half = halves_matrix(level, C, STRICT, False, ACC)
-                flah = halves_matrix(level, C, STRICT, True, ACC)
+                half = halves_matrix(level, C, STRICT, False, SUMS)
+                flah = halves_matrix(level, C, STRICT, True, SUMS)
                 pairs = pairs_mask(level, C)
                 if VALUE:
-                    u = tl.exp2(tl.dot(half, lbt, input_precision=FULL, out_dtype=ACC))
+                    u = tl.exp2(sums(half, lbt, SUMS, ACC))
                     vl, dol = (vf * u).to(DOT), (dof * u).to(DOT)
                     gPl = tl.dot(dol, tl.trans(vl), input_precision=PREC, out_dtype=ACC)
                     gPl = tl.where(pairs, gPl, 0.0).to(DOT)
@@ -430,7 +443,7 @@ def chunk_backward(
                     gPl = tl.where(pairs, gP, 0.0).to(DOT)
                 ql, kl = qf, kf
                 if KEY != NONE:
-                    w = tl.exp2(tl.dot(half, lat, input_precision=FULL, out_dtype=ACC))
+                    w = tl.exp2(sums(half, lat, SUMS, ACC))
                     ql, kl = qf * w, kf * w
                 ql, kl = ql.to(DOT), kl.to(DOT)
                 Pl = tl.dot(ql, tl.trans(kl), input_precision=PREC, out_dtype=ACC)
@@ -439,52 +452,48 @@ def chunk_backward(
                 gkl = tl.dot(tl.trans(gPl), ql, input_precision=PREC, out_dtype=ACC)
                 if KEY != NONE:
                     gql, gkl = gql * w, gkl * w
-                    ua += tl.dot(flah, qf * gql + kf * gkl, input_precision=FULL, out_dtype=ACC)
+                    ua += sums(flah, qf * gql + kf * gkl, SUMS, ACC)
                 gq += gql
                 gk += gkl
                 if VALUE:
                     Pd = Pl.to(DOT)
                     gol = u * tl.dot(Pd, vl, input_precision=PREC, out_dtype=ACC)
                     gvl = u * tl.dot(tl.trans(Pd), dol, input_precision=PREC, out_dtype=ACC)
-                    ub += tl.dot(flah, dof * gol + vf * gvl, input_precision=FULL, out_dtype=ACC)
+                    ub += sums(flah, dof * gol + vf * gvl, SUMS, ACC)
                     gv += gvl
                 else:
                     P += Pl
             if not VALUE:
                 gv += tl.dot(tl.trans(P.to(DOT)), dof.to(DOT), input_precision=PREC, out_dtype=ACC)
             gq *= scale
-            G = retreat(G, qf, dot, lat, lbt, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, FULL)
-            at = t[:, None] * H
+            G = retreat(G, qf, dot, lat, lbt, lat, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
+            at = rel[:, None] * H
             if VALUE:
-                tl.store(dlb + at * V + e[None, :], ub, mask=live[:, None] & in_v[None, :])
+                tl.store(dlb + t * (H * V) + (at * V + e[None, :]), ub, mask=live[:, None] & in_v[None, :])
             if KEY == VECTOR:
-                tl.store(dla + at * K + d[None, :], ua, mask=live[:, None] & in_k[None, :])
+                tl.store(dla + t * (H * K) + (at * K + d[None, :]), ua, mask=live[:, None] & in_k[None, :])
             if KEY == SCALAR:
-                tl.store(dla + t * H, tl.sum(tl.where(in_k[None, :], ua, 0.0), 1), mask=live)
+                tl.store(dla + t * H + rel * H, tl.sum(tl.where(in_k[None, :], ua, 0.0), 1), mask=live)
             if KEY == OUTER:
                 ua = tl.where(ua == 0.0, 0.0, ua)
-                tl.store(dla + t * H, tl.sum(ua * a[None, :], 1), mask=live)
+                tl.store(dla + t * H + rel * H, tl.sum(ua * a[None, :], 1), mask=live)
                 # a reset through dt = inf has gradient 0, which inf * 0 would make NaN
                 da += tl.sum(tl.where(ua == 0.0, 0.0, ua * dt[:, None]), 0)
         else:
-            lat = load_scalar(la, t, live, sat, KEY, C, ACC)
+            lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
+            lar = lat
             if STRICT:
-                tr, before = steps(c * C - 1, length, first, C, REVERSE)
-                lar = load_scalar(la, tr, before & (r > 0), sat, KEY, C, ACC)
-                mask = r[:, None] > r[None, :]
-                W = tl.where(r[:, None] > r[None, :] + 1, lar[:, None], 0.0)
-            else:
-                lar = lat
-                mask = r[:, None] >= r[None, :]
-                W = tl.where(r[:, None] > r[None, :], lar[:, None], 0.0)
+                lar = load_shifted(la, c * C, length, first, sat, -1, REVERSE, INDEX, KEY, C, ACC)
+            las = load_shifted(la, c * C, length, first, sat, 1, REVERSE, INDEX, KEY, C, ACC)
             qd, kd, vd, dod = qt.to(DOT), kt.to(DOT), vt.to(DOT), dot.to(DOT)
             Sd, Gd = S.to(DOT), G.to(DOT)
             if KEY != NONE:
-                W = tl.where(mask, tl.exp2(tl.cumsum(W, 0)), 0.0) * scale
+                W = tl.where(r[:, None] > r[None, :] + STRICT, lar[:, None], 0.0)
+                W = tl.where(r[:, None] >= r[None, :] + STRICT, tl.exp2(tl.cumsum(W, 0)) * scale, 0.0)
                 wq = tl.exp2(tl.cumsum(lar, 0)) * scale
-                wk = tl.exp2(scalar_after(lat, C))
+                wk = tl.exp2(tl.cumsum(las, 0, reverse=True))
             else:
-                W = tl.where(mask, scale, 0.0).to(ACC)
+                W = tl.where(r[:, None] >= r[None, :] + STRICT, scale, 0.0).to(ACC)
                 wq = tl.zeros([C], ACC) + scale
                 wk = tl.zeros([C], ACC) + 1.0
             P = tl.dot(qd, tl.trans(kd), input_precision=PREC, out_dtype=ACC)
@@ -504,19 +513,19 @@ def chunk_backward(
                 else:
                     x += tl.sum(tl.where(r[None, :] < r[:, None], U + y[None, :], 0.0), 1)
                 x += tl.sum(tl.sum(S * G, 1), 0) * tl.exp2(tl.sum(lat, 0))
-                tl.store(dla + t * H, x, mask=live)
+                tl.store(dla + t * H + rel * H, x, mask=live)
             P = (P * W).to(DOT)
             gP = gP.to(DOT)
             gq += tl.dot(gP, kd, input_precision=PREC, out_dtype=ACC)
             gk += tl.dot(tl.trans(gP), qd, input_precision=PREC, out_dtype=ACC)
             gv += tl.dot(tl.trans(P), dod, input_precision=PREC, out_dtype=ACC)
             G = retreat(
-                G, qt.to(ACC) * scale, dot, lat, lbt, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, FULL
+                G, qt.to(ACC) * scale, dot, lat, lbt, lar, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS
             )
-        at = t[:, None] * H
-        tl.store(dq + at * K + d[None, :], gq, mask=live[:, None] & in_k[None, :])
-        tl.store(dk + at * K + d[None, :], gk, mask=live[:, None] & in_k[None, :])
-        tl.store(dv + at * V + e[None, :], gv, mask=live[:, None] & in_v[None, :])
+        at = rel[:, None] * H
+        tl.store(dq + t * (H * K) + (at * K + d[None, :]), gq, mask=live[:, None] & in_k[None, :])
+        tl.store(dk + t * (H * K) + (at * K + d[None, :]), gk, mask=live[:, None] & in_k[None, :])
+        tl.store(dv + t * (H * V) + (at * V + e[None, :]), gv, mask=live[:, None] & in_v[None, :])
     if KEY == OUTER:
         walks = tl.num_programs(0).to(tl.int64) // blocks // H
         tl.store(dA + ((iv * walks + walk) * H + h) * K + d, da, mask=in_k)

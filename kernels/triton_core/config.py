@@ -47,7 +47,7 @@ class Plan:
     dot: torch.dtype
     acc: torch.dtype
     prec: str
-    full: str
+    sums: torch.dtype
 
 
 def power(n: int, least: int = 1) -> int:
@@ -67,18 +67,21 @@ def accumulation(*tensors: torch.Tensor | None) -> torch.dtype:
 
 def _precisions(
     target: Target, acc: torch.dtype, operands: list[torch.dtype], precision: str | None
-) -> tuple[torch.dtype, str, str]:
-    """Dtype of matmul operands, their input precision, and that of sums of log-decays (always full)."""
-    nvidia = target.backend == "cuda"
-    full = "tf32x3" if nvidia and acc == torch.float32 else "ieee"
+) -> tuple[torch.dtype, str, torch.dtype]:
+    """Dtype of matmul operands, their input precision, and the dtype of operands of sums (see decay.sums)."""
     if acc == torch.float64:
-        return acc, "ieee", full
-    if all(x == torch.bfloat16 for x in operands) and target.backend != "interpreter":
-        return torch.bfloat16, "ieee", full
+        return acc, "ieee", acc
+    if target.backend == "interpreter":  # NumPy: no bfloat16 products, and float32 ones are exact
+        return torch.float32, "ieee", torch.float32
+    nvidia = target.backend == "cuda"
+    if all(x == torch.bfloat16 for x in operands):
+        return torch.bfloat16, "ieee", torch.bfloat16
+    low = precision == "tf32"
     if all(x in (torch.bfloat16, torch.float16) for x in operands):
         # tf32 keeps the ten bits of fp16 without its range: a state may grow past 65504
-        return torch.float32, "tf32" if nvidia else "ieee", full
-    return torch.float32, "tf32" if nvidia and precision == "tf32" else full, full
+        low = True
+    # three TF32 passes reach float32 accuracy on NVIDIA; AMD matrix units multiply float32 as it is
+    return torch.float32, ("tf32" if low else "tf32x3") if nvidia else "ieee", torch.bfloat16
 
 
 def plan(
@@ -97,7 +100,7 @@ def plan(
 ) -> Plan:
     """The plan for one pass. tree: some decay is a vector over keys or values. operands: dtypes of q, k, v."""
     regime = regime or regime_of(K, V)
-    dot, prec, full = _precisions(target, acc, operands, precision)
+    dot, prec, sums = _precisions(target, acc, operands, precision)
     if regime == "recurrent":
         # One lane per thread, so that a thread holds all C steps of its lane and scans them in registers.
         BK, C, warps = power(K), 16, 4
@@ -110,14 +113,14 @@ def plan(
         BV = min(power(V), max(1, lanes // BK))
         BH = min(power(H), max(1, lanes // (BK * BV)))
         warps = max(1, BH * BK * BV // target.warp)
-        return Plan(regime, tree, C, BK, BV, BH, C, warps, 1, dot, acc, prec, full)
+        return Plan(regime, tree, C, BK, BV, BH, C, warps, 1, dot, acc, prec, sums)
     BK = power(K, 16)
     C = 16 if tree else min(64, power(chunk_size or 64, 16))
     BV = min(power(V, 16), 64)
-    warps, stages = 4, 2
+    warps, stages = 8, 1
     if acc == torch.float64:
         C, BV = 16, 16
-    return Plan(regime, tree, C, BK, BV, 1, 64, warps, stages, dot, acc, prec, full)
+    return Plan(regime, tree, C, BK, BV, 1, 64, warps, stages, dot, acc, prec, sums)
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:

@@ -55,19 +55,24 @@ def sequence_of(slot, cu_seqlens, N, T, SEGMENT: tl.constexpr, VARLEN: tl.conste
 
 
 @triton.jit
-def steps(start, length, first, C: tl.constexpr, REVERSE: tl.constexpr):
-    """C time steps from `start`, in the recurrence's own order: their tokens (int64) and which exist."""
-    i = start + tl.arange(0, C)
+def steps(start, length, first, C: tl.constexpr, REVERSE: tl.constexpr, INDEX: tl.constexpr):
+    """C time steps from `start`, in the recurrence's own order: the token of the first (int64), the others relative
+    to it, and which exist.
+
+    Offsets inside a tile are INDEX, 32 bits where the launcher finds that they fit: 64-bit ones would fill the
+    registers. Everything larger than a tile is 64 bits."""
+    r = tl.arange(0, C)
+    live = r < tl.minimum(length - start, C).to(tl.int32)
     if REVERSE:
-        return first + (length - 1 - i), (i >= 0) & (i < length)
-    return first + i, (i >= 0) & (i < length)
+        return first + (length - 1 - start), -r.to(INDEX), live
+    return first + start, r.to(INDEX), live
 
 
 @triton.jit
-def load_rows(p, t, live, d, inside, st, sd):
-    """[C, D] tile from base pointer p: rows t, columns d, zeros where there is nothing."""
-    at = p + t[:, None] * st + d.to(tl.int64)[None, :] * sd
-    return tl.load(at, mask=live[:, None] & inside[None, :], other=0.0)
+def load_rows(p, t, r, live, d, inside, st, sd):
+    """[C, D] tile from base pointer p: tokens t + r, columns d, zeros where there is nothing."""
+    at = r[:, None] * st + d[None, :] * sd
+    return tl.load(p + t * st + at, mask=live[:, None] & inside[None, :], other=0.0)
 
 
 @triton.jit
@@ -77,45 +82,45 @@ def base2(x):
 
 
 @triton.jit
-def load_key_decay(p, t, live, a, d, inside, st, sd, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
+def load_key_decay(p, t, r, live, a, d, inside, st, sd, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
     """[C, K] base-2 log-decays over keys (zeros where KEY is NONE: not loaded), and dt [C] for OUTER.
 
     a: [K] the row of A of this head, in ACC (OUTER only, else ignored)."""
     if KEY == VECTOR:
-        x = load_rows(p, t, live, d, inside, st, sd).to(ACC)
+        x = load_rows(p, t, r, live, d, inside, st, sd).to(ACC)
         return base2(x), tl.zeros([C], ACC)
     if KEY == SCALAR:
-        x = tl.load(p + t * st, mask=live, other=0.0).to(ACC)
+        x = tl.load(p + t * st + r * st, mask=live, other=0.0).to(ACC)
         return tl.where(inside[None, :], base2(x)[:, None], 0.0), x
     if KEY == OUTER:
-        x = tl.load(p + t * st, mask=live, other=0.0).to(ACC)
+        x = tl.load(p + t * st + r * st, mask=live, other=0.0).to(ACC)
         # a == 0 also covers the padding: inf * 0 (a reset through dt) must not become NaN there
         return base2(tl.where(a[None, :] == 0.0, 0.0, x[:, None] * a[None, :])), x
     return tl.zeros([C, d.shape[0]], ACC), tl.zeros([C], ACC)
 
 
 @triton.jit
-def before_matrix(C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, ACC: tl.constexpr):
+def before_matrix(C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
     """[C, C] of 0/1: row t sums r <= t (r < t if STRICT)."""
     r = tl.arange(0, C)
     row = r[None, :] if TRANSPOSED else r[:, None]
     col = r[:, None] if TRANSPOSED else r[None, :]
     pick = (col < row) if STRICT else (col <= row)
-    return tl.where(pick, 1.0, 0.0).to(ACC)
+    return tl.where(pick, 1.0, 0.0).to(SUMS)
 
 
 @triton.jit
-def after_matrix(C: tl.constexpr, TRANSPOSED: tl.constexpr, ACC: tl.constexpr):
+def after_matrix(C: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
     """[C, C] of 0/1: row s sums r > s."""
     r = tl.arange(0, C)
     row = r[None, :] if TRANSPOSED else r[:, None]
     col = r[:, None] if TRANSPOSED else r[None, :]
-    return tl.where(col > row, 1.0, 0.0).to(ACC)
+    return tl.where(col > row, 1.0, 0.0).to(SUMS)
 
 
 @triton.jit
 def halves_matrix(
-    LEVEL: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, ACC: tl.constexpr
+    LEVEL: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr
 ):
     """[C, C] of 0/1 for one level of the tree: blocks of 2^LEVEL, even ones left, odd ones right.
 
@@ -127,7 +132,7 @@ def halves_matrix(
     right = ((row >> LEVEL) & 1) == 1
     upto = (col < row) if STRICT else (col <= row)
     pick = ((row >> LEVEL) == (col >> LEVEL)) & ((right & upto) | ((right == 0) & (col > row)))
-    return tl.where(pick, 1.0, 0.0).to(ACC)
+    return tl.where(pick, 1.0, 0.0).to(SUMS)
 
 
 @triton.jit
@@ -136,3 +141,21 @@ def pairs_mask(LEVEL: tl.constexpr, C: tl.constexpr):
     row = tl.arange(0, C)[:, None]
     col = tl.arange(0, C)[None, :]
     return ((row >> (LEVEL + 1)) == (col >> (LEVEL + 1))) & ((row >> LEVEL) > (col >> LEVEL))
+
+
+@triton.jit
+def sums(matrix, x, SUMS: tl.constexpr, ACC: tl.constexpr):
+    """A 0/1 matrix [C, C] in SUMS times x [C, D] in ACC: sums of rows of x.
+
+    float32 is cut into three bfloat16 pieces which add up to it exactly, so that tensor cores give what float32
+    addition gives. (TF32 in three passes: twice the instructions, and 22 bits.) SUMS is bfloat16 for that, float32
+    where the interpreter has no bfloat16 product, float64 for float64, which needs no pieces."""
+    if ACC == tl.float64:
+        return tl.dot(matrix, x, input_precision="ieee", out_dtype=ACC)
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(ACC)
+    middle = rest.to(tl.bfloat16)
+    low = (rest - middle.to(ACC)).to(tl.bfloat16)
+    total = tl.dot(matrix, low.to(SUMS), input_precision="ieee", out_dtype=ACC)
+    total = tl.dot(matrix, middle.to(SUMS), total, input_precision="ieee", out_dtype=ACC)
+    return tl.dot(matrix, high.to(SUMS), total, input_precision="ieee", out_dtype=ACC)

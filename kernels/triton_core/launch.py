@@ -63,12 +63,15 @@ class Problem:
         read: str,
         reverse: bool,
         target: Target | None,
+        do: Tensor | None = None,
+        dstate: Tensor | None = None,
     ):
         self.B, self.T, self.H, self.V = v.shape
         self.K = q.shape[-1]
         self.q, self.k, self.v, self.outer = q, k, v, outer
         self.log_decay, self.log_decay_v, self.initial_state = log_decay, log_decay_v, initial_state
         self.cu_seqlens = cu_seqlens
+        self.do, self.states = do, (initial_state, dstate)
         self.N = self.B if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.group_q, self.group_k = self.H // q.shape[2], self.H // k.shape[2]
         self.read, self.reverse = read, reverse
@@ -111,6 +114,16 @@ class Problem:
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.acc, device=self.v.device)
 
+    def near(self, C: int) -> bool:
+        """Whether every offset inside a tile of C steps, all heads and all columns fits 32 bits."""
+        inputs = (self.q, self.k, self.v, self.la, self.lb, self.do)
+        extents = [
+            sum(s * n for s, n in zip(x.stride()[1:], (C, *x.shape[2:]), strict=False)) for x in inputs if x is not None
+        ]
+        states = [sum(s * n for s, n in zip(x.stride(), x.shape, strict=True)) for x in self.states if x is not None]
+        own = self.H * max(self.K, self.V) * C, self.H * self.K * self.V
+        return max(*extents, *states, *own) < 2**31
+
     def common(self, p: Plan) -> dict[str, Any]:
         """Arguments which every kernel takes."""
         arguments = {
@@ -141,6 +154,7 @@ class Problem:
             "REVERSE": self.reverse,
             "VARLEN": self.cu_seqlens is not None,
             "ACC": _TL[p.acc],
+            "INDEX": tl.int32 if self.near(p.C) else tl.int64,
         }
         if p.regime == "chunk":
             return arguments | {
@@ -151,7 +165,7 @@ class Problem:
                 "LEVELS": p.C.bit_length() - 1,
                 "DOT": _TL[p.dot],
                 "PREC": p.prec,
-                "FULL": p.full,
+                "SUMS": _TL[p.sums],
             }
         return arguments | {
             "BH": p.BH,
@@ -269,10 +283,12 @@ def backward(
     run: Run = run,
 ) -> tuple[Tensor | None, ...]:
     """(dq, dk, dv, dlog_decay, douter, dlog_decay_v, dinitial_state), None for inputs which are not there."""
-    x = Problem(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, read, reverse, target)
-    p = x.plan(True, precision, chunk_size, regime)
     if do is None:
         do = v.new_zeros(()).expand(v.shape)
+    x = Problem(
+        q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, read, reverse, target, do, dstate
+    )  # fmt: skip
+    p = x.plan(True, precision, chunk_size, regime)
     blocks, heads = -(-x.V // p.BV), -(-x.H // p.BH)
     arguments = x.common(p)
     # With one block and one head for each head of q, what a kernel writes is the gradient itself.
