@@ -7,7 +7,7 @@ import importlib
 from ..theorem import Theorem
 
 # In the order they are shown. Each has a Collection THEOREMS, or a function theorems() returning one.
-FILES = ("forms", "gradients")
+FILES = ("forms", "gradients", "operator")
 
 
 def catalogue() -> dict[str, Theorem]:

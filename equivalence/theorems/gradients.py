@@ -30,7 +30,8 @@ OPERANDS = ("q", "k", "v", "log_decay", "outer", "log_decay_v", "initial_state")
 
 
 def _values(x: Operands) -> Operands:
-    return x._replace(**{n: y.value() for n, y in x._asdict().items() if isinstance(y, Element)})
+    values: dict[str, Any] = {n: y.value() for n, y in x._asdict().items() if isinstance(y, Element)}
+    return x._replace(**values)
 
 
 def _without_tangents_but(x: Operands, name: str) -> Operands:
