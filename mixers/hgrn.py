@@ -32,10 +32,15 @@ class LowerBounds(nn.Module):
 
 
 def log_forget(z: Tensor, bound: Tensor) -> Tensor:
-    """log(γ + (1 - γ) σ(z)) for γ in [0, 1): never log of an underflowed 0, gradients finite at γ = 0."""
+    """log f for f = γ + (1 - γ) σ(z), γ in [0, 1): relative precision at both ends, finite gradients.
+
+    Near 1 by way of 1 - f, whose digits log f has; near 0 without forming f, which may underflow.
+    """
     positive = bound > 0
     log_bound = torch.where(positive, torch.where(positive, bound, 1.0).log(), -torch.inf)
-    return torch.logaddexp(log_bound, torch.log1p(-bound) + F.logsigmoid(z))
+    low = torch.logaddexp(log_bound, torch.log1p(-bound) + F.logsigmoid(z))
+    forgotten = (1 - bound) * torch.sigmoid(-z)
+    return torch.where(forgotten > 0.5, low, torch.log1p(-forgotten.clamp(max=0.5)))
 
 
 class HGRN(RecurrentMixer):

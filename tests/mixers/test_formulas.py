@@ -1,0 +1,264 @@
+"""Each mixer against its paper's formula, written out here token by token, in float64."""
+
+from __future__ import annotations
+
+import cmath
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixerzoo.mixers import HGRN, LowerBounds
+from mixerzoo.mixers.hgrn import log_forget
+from mixerzoo.mixers.parts import RMSNorm, angles, slopes
+
+B, T, D = 2, 9, 8
+
+
+def agrees(mixer, formula, tol: float = 1e-10) -> None:
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    y, _ = mixer(x)
+    with torch.no_grad():
+        want = torch.stack([formula(row) for row in x])
+    assert y.dtype == torch.float64
+    assert (y - want).abs().max() <= tol * want.abs().max()
+
+
+def heads(x: Tensor, m) -> Tensor:
+    """[T, H head_dim] to [H, T, head_dim]."""
+    return x.reshape(T, m.num_heads, -1).transpose(0, 1)
+
+
+def rms(x: Tensor) -> Tensor:
+    return x / torch.sqrt((x**2).mean() + 1e-6)
+
+
+def weighted(m, q, k, v, weight) -> list[Tensor]:
+    """Σ_{s≤t} weight(h, t, s) (q_t·k_s) v_s of all heads side by side, for every t."""
+    return [
+        torch.cat(
+            [
+                sum(weight(h, t, s) * (q[h, t] @ k[h, s]) * v[h, s] for s in range(t + 1))
+                for h in range(m.num_heads)
+            ]
+        )
+        for t in range(T)
+    ]
+
+
+def test_linear_attention(make) -> None:
+    m = make("linear-attention", D, num_heads=2)
+
+    def formula(x: Tensor) -> Tensor:
+        q, k = F.elu(heads(m.q_proj(x), m)) + 1, F.elu(heads(m.k_proj(x), m)) + 1
+        v = heads(m.v_proj(x), m)
+        above = weighted(m, q, k, v, lambda h, t, s: 1.0)
+        below = weighted(m, q, k, torch.ones_like(v), lambda h, t, s: 1.0)
+        return m.out_proj(torch.stack(above) / torch.stack(below))
+
+    agrees(m, formula)
+
+
+def test_transnormer(make) -> None:
+    m = make("transnormer", D, num_heads=2)
+
+    def formula(x: Tensor) -> Tensor:
+        q, k = F.elu(heads(m.q_proj(x), m)) + 1, F.elu(heads(m.k_proj(x), m)) + 1
+        o = weighted(m, q, k, heads(m.v_proj(x), m), lambda h, t, s: 1.0)
+        return m.out_proj(torch.stack([m.norm.weight * rms(y) for y in o]))
+
+    agrees(m, formula)
+
+
+@pytest.mark.parametrize(("layer_idx", "lrpe"), [(0, None), (1, None), (2, True)])
+def test_transnormer_llm(make, layer_idx: int, lrpe: bool | None) -> None:
+    m = make("transnormer-llm", D, num_heads=2, layer_idx=layer_idx, num_layers=4, lrpe=lrpe)
+    assert (m.theta is not None) == (layer_idx == 0 or bool(lrpe))
+
+    def formula(x: Tensor) -> Tensor:
+        q, k, v, u = m.qkvu_proj(x).split(D, -1)
+        q, k, v = heads(F.silu(q), m), heads(F.silu(k), m), heads(v, m)
+        factor = 1 - layer_idx / (3 + 1e-5) + 1e-5
+        rows = []
+        for t in range(T):
+            o = torch.zeros(2, D // 2, dtype=torch.float64)
+            for h in range(2):
+                slope = 2.0 ** (-8 * (h + 1) / 2) * factor
+                for s in range(t + 1):
+                    turn = 1.0 if m.theta is None else torch.cos((t - s) * m.theta[h])
+                    o[h] += (q[h, t] * k[h, s] * turn).sum() * math.exp(-slope * (t - s)) * v[h, s]
+            rows.append(u[t] * rms(o.flatten()))
+        return m.out_proj(torch.stack(rows))
+
+    agrees(m, formula)
+
+
+def test_lightning(make) -> None:
+    m = make("lightning", D, num_heads=2, head_dim=5, layer_idx=1, num_layers=4)
+
+    def formula(x: Tensor) -> Tensor:
+        qkv = F.silu(m.qkv_proj(x)).reshape(T, 2, 3, 5)
+        q, k, v = (qkv[:, :, i].transpose(0, 1) for i in range(3))
+        rate = [2.0 ** (-8 * h / 2) * (1 - 1 / (3 + 1e-5) + 1e-5) for h in (1, 2)]
+        o = weighted(m, q, k, v, lambda h, t, s: math.exp(-rate[h] * (t - s)))
+        o = torch.stack([m.norm.weight * rms(y) for y in o])
+        return m.out_proj(torch.sigmoid(m.output_gate(x)) * o)
+
+    agrees(m, formula)
+
+
+@pytest.mark.parametrize("conv_width", [1, 2, 4])
+def test_mamba(make, conv_width: int) -> None:
+    m = make("mamba", D, d_state=3, conv_width=conv_width, use_bias=True)
+
+    def formula(u: Tensor) -> Tensor:
+        x, z = m.in_proj(u).split(m.d_inner, -1)
+        A = -m.A_log.exp()
+        h = torch.zeros(m.d_inner, 3, dtype=torch.float64)
+        rows = []
+        for t in range(T):
+            c = m.conv1d.bias.clone()
+            for j in range(conv_width):
+                s = t - (conv_width - 1) + j
+                if s >= 0:
+                    c += m.conv1d.weight[:, 0, j] * x[s]
+            c = c * torch.sigmoid(c)
+            low, Bt, Ct = m.x_proj(c).split([m.dt_rank, 3, 3])
+            dt = torch.log1p(torch.exp(m.dt_proj(low)))
+            h = torch.exp(dt[:, None] * A) * h + (dt * c)[:, None] * Bt
+            rows.append((h @ Ct + m.D * c) * z[t] * torch.sigmoid(z[t]))
+        return m.out_proj(torch.stack(rows))
+
+    agrees(m, formula)
+
+
+@pytest.mark.parametrize("kind", ["hgrn", "hgrn-complex"])
+@pytest.mark.parametrize("layer_idx", [0, 2])
+@pytest.mark.parametrize("learned", [False, True])
+def test_hgrn(make, kind: str, layer_idx: int, learned: bool) -> None:
+    bounds = LowerBounds(4, 16) if learned else None
+    m = make(kind, D, expand=2, layer_idx=layer_idx, num_layers=4, lower_bound=bounds)
+    C = m.channels
+
+    def formula(x: Tensor) -> Tensor:
+        gamma = torch.full((C,), layer_idx / 4, dtype=torch.float64)
+        if bounds is not None:
+            p = bounds.gamma.softmax(0)
+            gamma = p.cumsum(0)[layer_idx] - p[0]
+        f = gamma + (1 - gamma) * torch.sigmoid(m.forget_gate(x))
+        c = F.silu(m.input_proj(x))
+        turn = torch.ones(C, dtype=torch.complex128)
+        if m.complex:
+            c = torch.complex(c[:, :C], c[:, C:])
+            turn = torch.exp(1j * m.theta)
+        h = torch.zeros(C, dtype=torch.complex128)
+        rows = []
+        for t in range(T):
+            h = f[t] * turn * h + (1 - f[t]) * c[t]
+            rows.append(torch.cat([h.real, h.imag]) if m.complex else h.real)
+        return m.out_proj(m.norm(torch.sigmoid(m.output_gate(x)) * torch.stack(rows)))
+
+    agrees(m, formula)
+
+
+@pytest.mark.parametrize("num_kv_heads", [None, 1])
+def test_softmax(make, num_kv_heads: int | None) -> None:
+    m = make("softmax", D, num_heads=2, num_kv_heads=num_kv_heads)
+    half = D // 4
+    theta = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+
+    def formula(x: Tensor) -> Tensor:
+        q, k, v = (p(x).reshape(T, -1, D // 2) for p in (m.q_proj, m.k_proj, m.v_proj))
+        q, k = (torch.complex(y[..., :half], y[..., half:]) for y in (q, k))
+        rows = []
+        for t in range(T):
+            o = []
+            for h in range(2):
+                g = h if num_kv_heads is None else 0
+                scores = torch.stack(
+                    [
+                        (q[t, h] * k[s, g].conj() * torch.exp(1j * (t - s) * theta)).real.sum()
+                        for s in range(t + 1)
+                    ]
+                )
+                o.append((scores / math.sqrt(D // 2)).softmax(0) @ v[: t + 1, g])
+            rows.append(torch.cat(o))
+        return m.out_proj(torch.stack(rows))
+
+    agrees(m, formula)
+
+
+# ------------------------------------------------------------------ parts
+
+
+def test_linear_attention_with_no_weight_at_all(make) -> None:
+    """Keys far below zero: φ underflows, the normaliser is 0, and nothing is NaN."""
+    m = make("linear-attention", D)
+    with torch.no_grad():
+        m.k_proj.bias.fill_(-1e4)
+    x = torch.randn(1, 4, D, dtype=torch.float64, requires_grad=True)
+    y, _ = m(x)
+    assert torch.equal(y, m.out_proj.bias.expand_as(y))
+    y.sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_log_forget_at_its_edges() -> None:
+    z = torch.tensor([-1e6, -800.0, -3.0, 0.0, 5.0, 800.0], dtype=torch.float64)
+    for bound in (0.0, 1e-300, 0.5, 1 - 1e-12):
+        gamma = torch.tensor(bound, dtype=torch.float64, requires_grad=True)
+        z_ = z.clone().requires_grad_()
+        l = log_forget(z_, gamma)
+        assert torch.isfinite(l).all() and (l <= 0).all()
+        dz, dgamma = torch.autograd.grad(l.sum(), [z_, gamma])
+        assert torch.isfinite(dz).all() and torch.isfinite(dgamma)
+        plain = torch.log(bound + (1 - bound) * torch.sigmoid(z[2:5]))
+        assert torch.allclose(l[2:5], plain, rtol=1e-9, atol=1e-15)
+        # Near 1 the digits of 1 - f are kept: to first order log f is f - 1.
+        near = log_forget(torch.tensor(30.0, dtype=torch.float64), gamma)
+        assert math.isclose(float(near.detach()), -(1 - bound) * math.exp(-30), rel_tol=1e-12)
+    tiny = torch.tensor(0.0, dtype=torch.float64)
+    assert torch.equal(log_forget(z, tiny)[:2], z[:2])  # where log(σ(z)) would be -inf
+
+
+def test_lower_bounds_grow_with_depth() -> None:
+    bounds = LowerBounds(4, 3)
+    torch.nn.init.normal_(bounds.gamma)
+    per_layer = torch.stack([bounds(i) for i in range(4)])
+    assert not per_layer[0].any()
+    assert (per_layer.diff(dim=0) > 0).all() and (per_layer < 1).all()
+    shared = [HGRN(3, layer_idx=i, num_layers=4, lower_bound=bounds) for i in range(4)]
+    assert all(m.lower_bound.gamma is bounds.gamma for m in shared)
+
+
+def test_angles_keep_their_digits_far_out() -> None:
+    position = torch.tensor([[10**7 + 3]])
+    theta = torch.tensor([0.7312], dtype=torch.float32)
+    cos, sin = angles(position, theta)
+    want = cmath.exp(1j * (10**7 + 3) * float(theta))
+    assert abs(complex(cos.item(), sin.item()) - want) < 1e-8
+
+
+def test_slopes() -> None:
+    got = slopes(8, 0.5, torch.device("cpu"), torch.float64)
+    assert got.tolist() == [0.5 * 2.0**-h for h in range(1, 9)]
+
+
+def test_rms_norm_is_float64() -> None:
+    norm = RMSNorm(5).double()
+    x = torch.randn(3, 5, dtype=torch.float64)
+    assert torch.allclose(norm(x), torch.stack([rms(r) for r in x]), rtol=1e-14, atol=0)
+
+
+def test_mamba_starts_as_the_paper_says(make) -> None:
+    from mixerzoo.mixers import Mamba
+
+    torch.manual_seed(0)
+    m = Mamba(64)
+    assert torch.allclose(m.A_log.exp(), torch.arange(1.0, 17).expand(128, 16))
+    dt = F.softplus(m.dt_proj.bias)
+    assert dt.min() >= 1e-3 * (1 - 1e-4) and dt.max() <= 0.1 * (1 + 1e-4)
+    assert abs(float(dt.detach().log10().mean()) + 2) < 0.15  # log-uniform: centred on 10^-2
+    assert (m.D == 1).all()
