@@ -204,6 +204,12 @@ def run(args: argparse.Namespace) -> int:
         console = Console(width=120)
     if args.list:
         return _list(console)
+    if args.text is not None and not args.text.is_file():
+        print(
+            f"mixerzoo prove: --text is {args.text}; accepted: a file of at least 1,000 bytes",
+            file=sys.stderr,
+        )
+        return 2
     began = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:

@@ -1,0 +1,385 @@
+"""Properties of every mixer of the registry, and of a stack of them on real text."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ...mixers import REGISTRY, Mixer, MixerState, build
+from ..text import english
+from ..theorem import Budget, Collection, Counterexample, Tally, Theorem
+from .examples import FORMS, compare, run_examples
+from .papers import PAPERS
+
+WIDTH = 8
+TOLERANCE = 1e-10  # in float64: norms and gates add a few digits to the rounding of the core
+
+# What a mixer is built with besides its defaults.
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "linear-attention": ({}, {"num_heads": 2, "bias": False}),
+    "transnormer": ({}, {"num_heads": 2}),
+    "transnormer-llm": (
+        {},
+        {"layer_idx": 1, "num_layers": 3},
+        {"layer_idx": 1, "num_layers": 2, "lrpe": True},
+    ),
+    "lightning": ({}, {"layer_idx": 1, "num_layers": 3}, {"num_heads": 1, "head_dim": 5}),
+    "mamba": ({}, {"d_state": 3, "conv_width": 2, "expand": 1, "use_conv_bias": False}, {"conv_width": 1}),
+    "hgrn": ({}, {"layer_idx": 1, "num_layers": 3}, {"expand": 2}),
+    "hgrn-complex": ({}, {"layer_idx": 1, "num_layers": 3}, {"expand": 2}),
+    "softmax": (
+        {},
+        {"num_heads": 4, "num_kv_heads": 2},
+        {"num_heads": 1, "head_dim": 5, "rotary_base": None},
+    ),
+}
+
+
+@functools.lru_cache(maxsize=256)
+def mixer(name: str, variant: int, seed: int, dtype: torch.dtype = torch.float64) -> Mixer:
+    """A mixer whose every parameter is random: fresh ones are often 0, 1, or so small that nothing shows."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        options = VARIANTS.get(name, ({},))[variant]
+        module = build(name, WIDTH, **options).to(dtype)
+        for p in module.parameters():
+            size = 0.5 if p.ndim < 2 else 0.5 / math.sqrt(p.shape[-1])
+            p.add_(size * torch.randn(p.shape, dtype=dtype))
+    return module.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of a mixer; the numbers in them follow from `seed`."""
+
+    name: str
+    variant: int
+    length: int
+    batch: int
+    form: str
+    seed: int
+
+    def __str__(self) -> str:
+        options = VARIANTS.get(self.name, ({},))[self.variant]
+        built = ", ".join([f"{self.name!r}", str(WIDTH), *(f"{k}={v!r}" for k, v in options.items())])
+        return (
+            f"build({built}), B = {self.batch}, T = {self.length}, form={self.form!r}, float64, "
+            f"seed {self.seed}"
+        )
+
+    def module(self) -> Mixer:
+        return mixer(self.name, self.variant, self.seed % 4)
+
+    def generator(self, salt: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + 1000 * salt)
+
+    def inputs(self, salt: int = 0) -> Tensor:
+        return torch.randn(
+            self.batch, self.length, WIDTH, generator=self.generator(salt), dtype=torch.float64
+        )
+
+
+def cases(name: str, longest: int = 12) -> st.SearchStrategy[Case]:
+    return st.builds(
+        Case,
+        name=st.just(name),
+        variant=st.integers(0, len(VARIANTS.get(name, ({},))) - 1),
+        length=st.integers(1, longest),
+        batch=st.integers(1, 3),
+        form=st.sampled_from(FORMS),
+        seed=st.integers(0, 999),
+    )
+
+
+# ------------------------------------------------------------------ comparing
+
+
+def _rows(state: MixerState, i: int, j: int) -> MixerState:
+    parts = (getattr(state, f.name) for f in fields(state))
+    return MixerState(*(None if p is None else p[i:j] for p in parts))  # type: ignore[arg-type]
+
+
+def _parts(state: MixerState) -> dict[str, Tensor]:
+    """What a state holds, row by row; of a cache, the places in use."""
+    found = {}
+    for f in fields(state):
+        x = getattr(state, f.name)
+        if x is None:
+            continue
+        if f.name in ("keys", "values"):
+            for row, n in enumerate(state.position.tolist()):
+                found[f"{f.name}, row {row}"] = x[row, :n]
+        else:
+            found[f.name] = x
+    return found
+
+
+def compare_states(
+    what: str, case: object, x: MixerState, reference: MixerState, tolerance: float = TOLERANCE
+) -> float:
+    a, b, worst = _parts(x), _parts(reference), 0.0
+    if a.keys() != b.keys():
+        raise Counterexample(f"{what}: the state holds {sorted(a)}, not {sorted(b)}, for {case}")
+    for name in a:
+        largest = float(b[name].abs().amax()) if b[name].numel() else 1.0
+        where = f"{what}, state.{name}"
+        worst = max(worst, compare(where, case, a[name], b[name], max(largest, 1e-6), tolerance))
+    return worst
+
+
+def compare_outputs(
+    what: str, case: object, x: Tensor, reference: Tensor, tolerance: float = TOLERANCE
+) -> float:
+    largest = float(reference.abs().amax()) if reference.numel() else 1.0
+    return compare(f"{what}, outputs", case, x, reference, max(largest, 1e-6), tolerance)
+
+
+# ------------------------------------------------------------------ whole, pieces, tokens
+
+
+def _streamed(module: Mixer, x: Tensor, cuts: list[int], form: str) -> tuple[Tensor, MixerState | None]:
+    """In the pieces that the cuts make."""
+    state, outputs = None, []
+    for i, j in itertools.pairwise([0, *cuts, x.shape[1]]):
+        y, state = module(x[:, i:j], state, form=form)
+        outputs.append(y)
+    return torch.cat(outputs, 1), state
+
+
+def _token_by_token(module: Mixer, x: Tensor) -> tuple[Tensor, MixerState | None]:
+    state, outputs = None, []
+    for t in range(x.shape[1]):
+        y, state = module.step(x[:, t], state)
+        outputs.append(y)
+    return torch.stack(outputs, 1), state
+
+
+def check_streaming(case: Case) -> float:
+    module, x = case.module(), case.inputs()
+    y, state = module(x, form="recurrent")
+    cuts = torch.randint(0, case.length + 1, (2,), generator=case.generator(1)).sort().values.tolist()
+    worst = 0.0
+    for what, (found, end) in {
+        f"form {case.form}": module(x, form=case.form),
+        f"pieces cut at {cuts}": _streamed(module, x, cuts, case.form),
+        "token by token": _token_by_token(module, x),
+    }.items():
+        assert end is not None
+        worst = max(worst, compare_outputs(what, case, found, y), compare_states(what, case, end, state))
+    return worst
+
+
+# ------------------------------------------------------------------ padding, packing, batching
+
+
+def check_padding(case: Case) -> float:
+    """Masked inputs are NaN here: they must not be looked at. A second call goes on from the state."""
+    module, worst = case.module(), 0.0
+    state: MixerState | None = None
+    alone: list[Any] = [None] * case.batch
+    for call in range(2):
+        x = case.inputs(call)
+        mask = torch.rand(case.batch, case.length, generator=case.generator(2 + call)) < 0.6
+        y, state = module(x.masked_fill(~mask[..., None], math.nan), state, mask=mask, form=case.form)
+        if (y[~mask] != 0).any():
+            raise Counterexample(f"outputs at padding are not 0, mask {mask.int().tolist()}, for {case}")
+        for b in range(case.batch):
+            what = f"call {call}, mask {mask[b].int().tolist()}, row {b}"
+            y_alone, alone[b] = module(x[b : b + 1, mask[b]], alone[b], form="recurrent")
+            worst = max(
+                worst,
+                compare_outputs(what, case, y[b : b + 1, mask[b]], y_alone),
+                compare_states(what, case, _rows(state, b, b + 1), alone[b]),
+            )
+    x_t = case.inputs(9)[:, 0]
+    now = torch.rand(case.batch, generator=case.generator(5)) < 0.6
+    y_t, after = module.step(x_t.masked_fill(~now[:, None], math.nan), state, mask=now)
+    for b in range(case.batch):
+        what = f"step, mask {now.int().tolist()}, row {b}"
+        expected = torch.zeros(1, WIDTH), alone[b]
+        if now[b]:
+            expected = module.step(x_t[b : b + 1], alone[b])
+        worst = max(
+            worst,
+            compare_outputs(what, case, y_t[b : b + 1], expected[0]),
+            compare_states(what, case, _rows(after, b, b + 1), expected[1]),
+        )
+    return worst
+
+
+def check_packing(case: Case) -> float:
+    """Two packed calls, the second going on from the states of the first."""
+    module, worst, n = case.module(), 0.0, 3
+    state: MixerState | None = None
+    alone: list[Any] = [None] * n
+    for call in range(2):
+        x = case.inputs(call)[:1]
+        cuts = torch.randint(0, case.length + 1, (n - 1,), generator=case.generator(3 + call))
+        offsets = [0, *cuts.sort().values.tolist(), case.length]
+        y, state = module(x, state, cu_seqlens=torch.tensor(offsets), form=case.form)
+        for i, (a, b) in enumerate(itertools.pairwise(offsets)):
+            what = f"call {call}, offsets {offsets}, sequence {i}"
+            y_alone, alone[i] = module(x[:, a:b], alone[i], form="recurrent")
+            worst = max(
+                worst,
+                compare_outputs(what, case, y[:, a:b], y_alone),
+                compare_states(what, case, _rows(state, i, i + 1), alone[i]),
+            )
+    return worst
+
+
+def check_batching(case: Case) -> float:
+    module, x, worst = case.module(), case.inputs(), 0.0
+    y, state = module(x, form=case.form)
+    for b in range(case.batch):
+        y_alone, alone = module(x[b : b + 1], form=case.form)
+        worst = max(
+            worst,
+            compare_outputs(f"row {b}", case, y[b : b + 1], y_alone),
+            compare_states(f"row {b}", case, _rows(state, b, b + 1), alone),
+        )
+    return worst
+
+
+def check_gradients(case: Case) -> float:
+    """Of all parameters and the inputs; whole, by every form, and in two pieces."""
+    module = copy.deepcopy(case.module()).requires_grad_()
+    x = case.inputs().requires_grad_()
+    weight = torch.randn(x.shape, generator=case.generator(6), dtype=torch.float64)
+    leaves = {"x": x, **dict(module.named_parameters())}
+
+    def gradients(y: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad((y * weight).sum(), list(leaves.values()), allow_unused=True)
+
+    reference, worst = gradients(module(x, form="recurrent")[0]), 0.0
+    largest = max(float(g.abs().amax()) for g in reference if g is not None)
+    for what, y in {
+        f"form {case.form}": module(x, form=case.form)[0],
+        f"two pieces, form {case.form}": _streamed(module, x, [case.length // 2], case.form)[0],
+    }.items():
+        for name, g, expected in zip(leaves, gradients(y), reference, strict=True):
+            if expected is not None:
+                assert g is not None
+                where = f"{what}, gradient of {name}"
+                worst = max(worst, compare(where, case, g, expected, largest, TOLERANCE))
+    return worst
+
+
+def check_paper(case: Case) -> float:
+    module, x, worst = case.module(), case.inputs(), 0.0
+    y, _ = module(x, form=case.form)
+    for b in range(case.batch):
+        expected = PAPERS[case.name](module, x[b])
+        worst = max(worst, compare_outputs(f"row {b}, the paper's loop", case, y[b], expected))
+    return worst
+
+
+# ------------------------------------------------------------------ real text
+
+
+def _on_text(name: str) -> Callable[[Budget, Tally], None]:
+    """Two layers with residual connections on the embedded bytes, in float32."""
+
+    def check(budget: Budget, tally: Tally) -> None:
+        text = english(budget.text)
+        length, starts = budget.pick(96, 512), budget.pick(1, 4)
+        for n in range(starts):
+            begin = n * (len(text) - length) // starts
+            ids = torch.tensor(list(text[begin : begin + length]))
+            g = torch.Generator().manual_seed(budget.seed)
+            x = torch.randn(256, WIDTH, generator=g)[ids][None]
+            layers = [mixer(name, 0, i, torch.float32) for i in range(2)]
+            where = f"{name!r}, two layers, bytes {begin} to {begin + length} of the text"
+
+            def run(pieces: list[int], x: Tensor = x, layers: list[Mixer] = layers) -> Tensor:
+                states: list[MixerState | None] = [None] * len(layers)
+                outputs, i = [], 0
+                for size in pieces:
+                    y = x[:, i : i + size]
+                    for k, layer in enumerate(layers):
+                        if size == 1:
+                            out, states[k] = layer.step(y[:, 0], states[k])
+                            y = y + out[:, None]
+                        else:
+                            out, states[k] = layer(y, states[k])
+                            y = y + out
+                    outputs.append(y)
+                    i += size
+                return torch.cat(outputs, 1)
+
+            reference = run([length])
+            ragged = [7, 32, length - 39]
+            for what, pieces in {
+                "prefill in pieces": ragged,
+                "decoded token by token": [1] * length,
+                "prefill of half, then decoded": [length // 2] + [1] * (length - length // 2),
+            }.items():
+                tally.error(compare_outputs(what, where, run(pieces), reference, 1e-4))
+
+    return check
+
+
+# ------------------------------------------------------------------ the theorems
+
+CHECKS: dict[str, tuple[str, Callable[[Case], float]]] = {
+    "streaming": (
+        "A whole sequence by any form, any split of it into pieces, and token by token by `step` are the "
+        "same function: outputs and state.",
+        check_streaming,
+    ),
+    "padding": (
+        "Padding anywhere in a row changes nothing: outputs and state are those of the row without it, also "
+        "when a later call, or a masked step, goes on from that state. Padded inputs (NaN, in these "
+        "examples) are not looked at, and outputs there are 0.",
+        check_padding,
+    ),
+    "packing": (
+        "Packed sequences are the sequences run apart, also when a later packed call goes on; empty ones "
+        "included.",
+        check_packing,
+    ),
+    "batching": ("A row of a batch is that row alone.", check_batching),
+    "gradients": (
+        "The gradients of all parameters and inputs do not depend on the form, nor on a split into pieces.",
+        check_gradients,
+    ),
+}
+
+
+def _theorem(name: str, property: str, statement: str, check: Callable[[Case], float]) -> Theorem:
+    def run(budget: Budget, tally: Tally) -> None:
+        run_examples(budget, tally, cases(name), check, 10, 100)
+
+    over = f"float64, random parameters, {len(VARIANTS.get(name, ({},)))} configurations, B to 3, T to 12"
+    return Theorem(f"mixers/{name}/{property}", statement, over, "property", run)
+
+
+def theorems() -> Collection:
+    """Those of every mixer in the registry."""
+    found = Collection()
+    for name, entry in REGISTRY.items():
+        if name in PAPERS:
+            statement = f"The mixer is the recurrence of its paper ({entry.paper}), written as a plain loop."
+            found.add(_theorem(name, "paper", statement, check_paper))
+        for property, (statement, check) in CHECKS.items():
+            found.add(_theorem(name, property, statement, check))
+        found.add(
+            Theorem(
+                f"mixers/{name}/text",
+                "On real text, prefill, prefill in pieces and decoding token by token are the same, to 1e-4 "
+                "in float32.",
+                "English prose, bytes embedded at random, two layers with residual connections",
+                "text",
+                _on_text(name),
+            )
+        )
+    return found
