@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .forms import decay_state
-from .ops import accumulation_dtype, recurrence_op
+from .ops import LOWEST, accumulation_dtype, recurrence_op
 from .order import READS
 
 FORMS = ("auto", "parallel", "chunk", "recurrent", "scan")
@@ -21,7 +21,8 @@ PRECISIONS = (None, "tf32")
 class OuterDecay(NamedTuple):
     """The log-decay dt·A over keys, kept as its factors (Mamba's ΔA; Gu & Dao 2023, eq. 4).
 
-    dt [B, T, H] (in `step`, [B, H]): finite, not negative. A [H, K]: finite, not positive.
+    dt [B, T, H] (in `step`, [B, H]): finite, not negative. A [H, K]: not positive; -inf is decay 0
+    wherever dt > 0, and none where dt = 0.
     """
 
     dt: Tensor
@@ -232,7 +233,7 @@ def step(
         la = la.to(dtype)
         la = la[..., None, None] if la.ndim < 3 else la.unsqueeze(2)
         if A is not None:
-            la = la * A.to(dtype).unsqueeze(1)
+            la = la * A.to(dtype).clamp_min(LOWEST).unsqueeze(1)
     if lb is not None:
         lb = lb.to(dtype).unsqueeze(-2)
     S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)

@@ -22,6 +22,9 @@ from .order import READS
 from .steps import Gradients, Steps
 
 CHUNK = 64
+# exp(dt·A) is e^A to the power dt: 0 for A = -inf and dt > 0, 1 for dt = 0. Any A as low as this is
+# as good as -inf, and its product with dt = 0 is not NaN.
+LOWEST = -1e30
 # The recurrent gradient keeps the states of one block.
 GRADIENT_KIND = {"recurrent": "recurrent", "chunk": "chunk", "parallel": "chunk", "scan": "chunk"}
 
@@ -84,6 +87,10 @@ def _full_precision(device: torch.device, precision: str | None) -> Iterator[Non
             torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def _finite_outer(x: Operands) -> Operands:
+    return x if x.outer is None else x._replace(outer=x.outer.to(_acc(x)).clamp_min(LOWEST))
+
+
 def form_of(x: Operands, o: Options) -> str:
     if o.form != "auto":
         return o.form
@@ -142,7 +149,7 @@ def _initial(x: Operands, n: int, dtype: torch.dtype) -> Tensor:
 
 def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
     dtype, order = _acc(x), READS[o.read]
-    form = form_of(x, o)
+    x, form = _finite_outer(x), form_of(x, o)
     pieces, states = [x.v.new_zeros(x.v.shape[0], 0, *x.v.shape[2:], dtype=dtype)], []
     with _full_precision(x.v.device, o.precision):
         for n, (start, stop) in enumerate(_segments(x)):
@@ -160,6 +167,7 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
 def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple[Gradients, Tensor]:
     """Gradients of the operands and of the initial state, all in the accumulation dtype."""
     dtype, order = _acc(x), READS[o.read]
+    x = _finite_outer(x)
     kind = GRADIENT_KIND[form_of(x, o)]
     size = o.chunk_size or CHUNK
     found: list[Gradients] = []
@@ -215,7 +223,7 @@ def recurrence_op(
         checks.outer_values(log_decay, outer)
     checks.log_values("log_decay_v", log_decay_v)
     if uses_triton(x, o):
-        out, state = triton_core.forward(*x, **_triton_options(o))
+        out, state = triton_core.forward(*_finite_outer(x), **_triton_options(o))
     else:
         out, state = torch_forward(x, o)
     # An operator's results may not share memory with its arguments (T = 0 hands the state through).
@@ -279,7 +287,7 @@ def backward_op(
     x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens)
     o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size)
     if uses_triton(x, o):
-        grads = triton_core.backward(do, dstate, *x, **_triton_options(o))
+        grads = triton_core.backward(do, dstate, *_finite_outer(x), **_triton_options(o))
     else:
         grads = _flat(*torch_backward(do, dstate, x, o))
     return tuple(  # type: ignore[return-value]

@@ -34,7 +34,7 @@ def loop(
     if la is None:
         la = torch.zeros(H, dtype=dtype)
     elif isinstance(la, OuterDecay):
-        la = la.dt[..., None] * la.A
+        la = la.dt[..., None] * la.A.clamp_min(-1e30)
     la = {1: lambda x: x[:, None], 3: lambda x: x[..., None], 4: lambda x: x}[la.ndim](la)
     a = la.to(dtype).exp().expand(B, T, H, K)
     b = torch.zeros(H, V, dtype=dtype) if log_decay_v is None else log_decay_v
@@ -73,12 +73,19 @@ def arguments(
     def decays(*shape):
         return log_decays(*shape, dtype=dtype, extremes=extremes)
 
+    def outer():
+        dt, A = normal(B, T, H).abs(), decays(H, K)
+        if extremes:
+            # not where A = -inf: the derivative of 0^dt at 0 is not finite
+            dt[(torch.rand(B, T, H) < 0.2) & ~torch.isneginf(A).any(1)] = 0.0
+        return OuterDecay(dt, A)
+
     la = {
         "none": lambda: None,
         "H": lambda: decays(H),
         "BTH": lambda: decays(B, T, H),
         "BTHK": lambda: decays(B, T, H, K),
-        "outer": lambda: OuterDecay(normal(B, T, H).abs(), -normal(H, K).abs()),
+        "outer": lambda: outer(),
     }[decay]()
     lb = {"none": lambda: None, "HV": lambda: decays(H, V), "BTHV": lambda: decays(B, T, H, V)}[value_decay]()
     return normal(B, T, hq, K), normal(B, T, hk, K), normal(B, T, H, V), la, lb, normal(B, H, K, V)

@@ -39,12 +39,12 @@ def test_long(decay, dtype):
     agree(arguments(1, 1000, 2, 4, 6, decay, "none", dtype), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("K, V", [(1, 1), (1, 7), (7, 1), (16, 16), (33, 20)])
+@pytest.mark.parametrize("K, V", [(1, 1), (1, 7), (7, 1), (16, 16), (33, 5)])
 def test_every_width(K, V):
     torch.manual_seed(2)
     for decay in DECAYS:
         for value_decay in VALUE_DECAYS:
-            agree(arguments(1, 37, 2, K, V, decay, value_decay), 1e-12)
+            agree(arguments(1, 19, 2, K, V, decay, value_decay), 1e-12)
 
 
 @given(

@@ -182,7 +182,7 @@ def test_step_has_gradients():
 MEMORY = """
 import resource, sys, torch
 from mixerzoo.kernels import recurrence
-form, T, H, D = sys.argv[1], 16384, 2, 64
+form, T, H, D = sys.argv[1], 8192, 2, 64
 q, k, v = (torch.randn(1, T, H, D, requires_grad=True) for _ in range(3))
 la = (-torch.rand(1, T, H, D)).requires_grad_()
 recurrence(*(x[:, :256] for x in (q, k, v, la)), form=form)[0].sum().backward()

@@ -85,6 +85,24 @@ def test_any_split_is_the_whole(T):
         assert error(s, want_s) < 1e-13
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_outer_decay_of_zero(form):
+    """exp(dt·A) is 0^dt for A = -inf: 1 where dt = 0, else 0."""
+    x = torch.ones(1, 4, 1, 1)
+    dt = torch.tensor([0.0, 0.5, 0.0, 0.0])[None, :, None].requires_grad_()
+    A = torch.full((1, 1), -torch.inf, requires_grad=True)
+    o, s = recurrence(x, x, x, OuterDecay(dt, A), form=form)
+    assert o.flatten().tolist() == [1.0, 1.0, 2.0, 3.0]
+    s.sum().backward()
+    assert dt.grad.isfinite().all()
+    assert A.grad.item() == 0
+    state = None
+    for t in range(4):
+        one = x[:, 0]
+        _, state = step(one, one, one, OuterDecay(dt[:, t], A), state=state)
+    assert torch.equal(state, s)
+
+
 def test_results_share_no_memory_with_arguments():
     q, k, v, _, _, s0 = arguments(1, 0, 1, 2, 2)
     _, s = recurrence(q, k, v, initial_state=s0)
