@@ -1,0 +1,14 @@
+"""The figures, by name. Each module measures (plain data, ready for JSON) and draws (from that data alone).
+
+A figure module has NAME, TRAINED (whether it looks at trained models), `units(plan)` (how much work
+it is, for a progress bar) and `make(inputs, advance)`.
+"""
+
+from types import ModuleType
+
+from . import attention_maps, error_by_length, form_costs, learning_curves, memory_horizon, time_by_length
+
+FIGURES: dict[str, ModuleType] = {
+    m.NAME: m
+    for m in (learning_curves, attention_maps, memory_horizon, error_by_length, time_by_length, form_costs)
+}

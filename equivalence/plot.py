@@ -1,0 +1,113 @@
+"""`mixerzoo plot`: the figures, by name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .figures import FIGURES
+from .figures.plan import Inputs, Plan
+from .style import Drawn, save
+from .text import english
+from .timing import one_thread
+from .training import Corpus, cores, train_all
+
+HELP = "draw figures: " + ", ".join(FIGURES)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"figures (default: all): {', '.join(FIGURES)}"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("figures"), metavar="DIR")
+    add_training_arguments(parser)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--steps", type=int, default=Plan().settings.steps, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="text to train on (default: Python's reference documentation)",
+    )
+
+
+def progress_bars(console: Console | None = None) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console or Console(stderr=True),
+    )
+
+
+def prepare(steps: int, text: Path | None, training: bool = True) -> Inputs:
+    """A plan, and the text to train on where a figure needs it.
+
+    Raises:
+        ValueError, OSError: the number of steps or the text will not do.
+    """
+    plan = Plan()
+    if steps < 1:
+        raise ValueError(f"--steps is {steps}; accepted: at least 1")
+    plan = replace(plan, settings=replace(plan.settings, steps=steps))
+    return Inputs(plan, Corpus(english(text), plan.settings.length) if training else None)
+
+
+def with_models(inputs: Inputs, progress: Progress) -> Inputs:
+    """Inputs with a trained model of every mixer."""
+    assert inputs.corpus is not None
+    plan = inputs.plan
+    tasks = {name: progress.add_task(f"train {name}", total=plan.settings.steps) for name in plan.mixers}
+    trainings = train_all(
+        plan.mixers,
+        inputs.corpus,
+        plan.settings,
+        advance=lambda name: progress.advance(tasks[name]),
+        workers=min(cores(), 4),
+    )
+    return inputs._replace(trainings=trainings)
+
+
+def draw_all(names: Sequence[str], inputs: Inputs, progress: Progress) -> Iterator[Drawn]:
+    """The named figures, in the order of FIGURES."""
+    for name, module in FIGURES.items():
+        if name in names:
+            task = progress.add_task(f"plot {name}", total=module.units(inputs.plan))
+            with one_thread():
+                drawn = module.make(inputs, partial(progress.advance, task))
+            yield drawn
+
+
+def run(args: argparse.Namespace) -> int:
+    unknown = [name for name in args.names if name not in FIGURES]
+    if unknown:
+        print(f"mixerzoo plot: no figure {unknown[0]!r}; known: {', '.join(FIGURES)}", file=sys.stderr)
+        return 2
+    names = args.names or list(FIGURES)
+    training = any(FIGURES[name].TRAINED for name in names)
+    try:
+        inputs = prepare(args.steps, args.text, training)
+    except (OSError, ValueError) as error:
+        print(f"mixerzoo plot: {error}", file=sys.stderr)
+        return 2
+    with progress_bars() as progress:
+        if training:
+            inputs = with_models(inputs, progress)
+        for drawn in draw_all(names, inputs, progress):
+            files = save(drawn, args.output)
+            progress.console.print(
+                f"{drawn.title}\n  {files[0]}", highlight=False, markup=False, soft_wrap=True
+            )
+    return 0
