@@ -1,6 +1,7 @@
 # make demo   proofs, plots and report/index.html
 # make test   the tests
 # make lint   ruff, mypy and the import contract
+# make wheel  build the wheel and look at what it installs
 # make clean  remove what these made
 #
 # Each sets itself up in .venv: any Python from 3.10 will do (make demo PYTHON=python3.12).
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint wheel clean
 
 demo: .venv/ready
 	$(BIN)/mixerzoo report --output report
@@ -24,6 +25,11 @@ lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/by-name $(BIN)/mypy -p mixerzoo.kernels -p mixerzoo.mixers -p mixerzoo.equivalence
 	PYTHONPATH=build/by-name $(BIN)/lint-imports
+
+wheel: .venv/ready
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python tests/installed.py dist/*.whl
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mixerzoo needs Python 3.10 or newer: make PYTHON=...")'

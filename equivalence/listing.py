@@ -13,7 +13,6 @@ from rich.table import Table
 
 from ..mixers.registry import REGISTRY, Entry
 
-HELP = "list the mixers: family, decay, gating, paper"
 COLUMNS = ("name", "family", "decay", "gating", "paper")
 
 
@@ -33,8 +32,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     table = Table(box=box.SIMPLE_HEAD)
     for column in COLUMNS:
-        table.add_column(column, no_wrap=column == "name")
+        table.add_column(column, no_wrap=column in ("name", "family"), overflow="fold")
     for r in rows:
         table.add_row(*(r[c] for c in COLUMNS))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
     return 0
