@@ -3,7 +3,7 @@
 From Python:
 
     from mixerzoo.equivalence.prove import prove
-    for outcome in prove(["forms", "gradients/chunk"], quick=True):
+    for outcome in prove(["forms", "mixers/hgrn/padding"], quick=True):
         print(outcome.name, outcome.passed, outcome.cases, outcome.bound)
 """
 
@@ -150,21 +150,41 @@ def error_of(outcome: Outcome) -> str:
     return "0" if not outcome.worst else f"{outcome.worst:.0e}"
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
-    """One row a theorem, in sections by the first part of the name (and of mixers, by mixer)."""
+def rows(outcomes: Sequence[Outcome], fold: bool) -> dict[str, list[Outcome]]:
+    """The outcomes of each row: one each, or if folded one row for all that hold of a mixer."""
+    found: dict[str, list[Outcome]] = {}
+    for o in outcomes:
+        group = o.name.rpartition("/")[0]
+        together = fold and "/" in group and o.passed
+        found.setdefault(f"{group}/*" if together else o.name, []).append(o)
+    return found
+
+
+def table(outcomes: Sequence[Outcome], fold: bool = False) -> Table:
+    """What came out, in groups. With `fold`, the theorems of a mixer share a row, but for failures."""
     found = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("theorem", "evidence"):
         found.add_column(title, no_wrap=True)
     for title in ("cases", "error", "seconds"):
         found.add_column(title, justify="right", no_wrap=True)
     previous = None
-    for o in outcomes:
-        group = o.name.rpartition("/")[0]
-        if previous not in (None, group):
-            found.add_section()
-        previous = group
-        mark = "[green]✓[/]" if o.passed else "[red]✗[/]"
-        found.add_row(f"{mark} {escape(o.name)}", o.evidence, f"{o.cases:,}", error_of(o), f"{o.seconds:.2f}")
+    for name, several in rows(outcomes, fold).items():
+        section = name.partition("/")[0] if fold else name.rpartition("/")[0]
+        if previous not in (None, section):
+            found.add_row()
+        previous = section
+        mark = "[green]✓[/]" if all(o.passed for o in several) else "[red]✗[/]"
+        kinds = {o.evidence: "" for o in several}
+        for kind in kinds:
+            errors = (o for o in several if o.evidence == kind)
+            kinds[kind] = error_of(max(errors, key=lambda o: (not o.passed, o.worst or o.bound or 0.0)))
+        found.add_row(
+            f"{mark} {escape(name)}",
+            ", ".join(kinds),
+            f"{sum(o.cases for o in several):,}",
+            ", ".join(filter(None, kinds.values())),
+            f"{sum(o.seconds for o in several):.2f}",
+        )
     return found
 
 
@@ -176,16 +196,17 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
     return f"{len(outcomes)} theorems, {cases:,} cases, {seconds:.1f} s: {verdict}"
 
 
-def _show(console: Console, outcomes: Sequence[Outcome], seconds: float) -> None:
-    console.print(table(outcomes))
+def _show(console: Console, outcomes: Sequence[Outcome], seconds: float, fold: bool) -> None:
+    console.print(table(outcomes, fold))
     console.print()
     for o in outcomes:
         if not o.passed:
             console.print(f"[red]✗ {escape(o.name)}[/]\n  stated: {escape(o.statement)}")
             console.print(f"  but: {escape(o.failure or '')}\n", soft_wrap=True)
     console.print(
-        "error: for exact evidence, the probability that a false identity went unseen; "
-        "for property and text, the largest relative error seen."
+        "error: of exact evidence, the probability that a false identity went unseen; of property and text, "
+        "the largest relative error seen. Statements: mixerzoo prove --list",
+        style="dim",
     )
     console.print(summary(outcomes, seconds))
 
@@ -223,7 +244,7 @@ def run(args: argparse.Namespace) -> int:
     except UnknownTheorem as e:
         print(f"mixerzoo prove: {e}", file=sys.stderr)
         return 2
-    _show(console, outcomes, time.perf_counter() - began)
+    _show(console, outcomes, time.perf_counter() - began, fold=not args.names)
     if args.json is not None:
         args.json.write_text(as_json(outcomes, args.quick, args.seed), encoding="utf-8")
     return 0 if all(o.passed for o in outcomes) else 1

@@ -357,7 +357,7 @@ CHECKS: dict[str, tuple[str, Callable[[Case], float]]] = {
 
 def _theorem(name: str, property: str, statement: str, check: Callable[[Case], float]) -> Theorem:
     def run(budget: Budget, tally: Tally) -> None:
-        run_examples(budget, tally, cases(name), check, 10, 100)
+        run_examples(budget, tally, cases(name), check, 15, 100)
 
     over = f"float64, random parameters, {len(VARIANTS.get(name, ({},)))} configurations, B to 3, T to 12"
     return Theorem(f"mixers/{name}/{property}", statement, over, "property", run)

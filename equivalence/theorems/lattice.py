@@ -1,0 +1,161 @@
+"""Bit for bit: inputs for which every intermediate is a small dyadic number, so that nothing rounds.
+
+With q, k, v in {-1, 0, 1} and decays that are powers of two or 0, all of products, sums and decays have few
+binary digits. A correct form then returns the exact result, whatever the order of its sums, and any
+difference at all is an error. That needs no tolerance, and holds for kernels that cannot take field
+elements.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ...kernels import forms
+from ...kernels.order import ALL_ORDERS
+from ...kernels.steps import Steps
+from ..theorem import Budget, Collection, Counterexample, Tally
+from .examples import FORMS, Arguments
+
+THEOREMS = Collection()
+
+
+class BaseTwo(TorchFunctionMode):
+    """Log-decays to base 2; if asked, operands of matrix products in bfloat16, as for tensor cores."""
+
+    def __init__(self, half: bool) -> None:
+        super().__init__()
+        self.half = half
+
+    def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if f is torch.exp:
+            return torch.exp2(*args)
+        if self.half and f in (torch.Tensor.__matmul__, torch.matmul):
+            args = tuple(x.bfloat16().float() for x in args)
+        return f(*args, **(kwargs or {}))
+
+
+def _ternary(g: torch.Generator, *sizes: int) -> Tensor:
+    return torch.randint(-1, 2, sizes, generator=g).float()
+
+
+def _lattice_decays(g: torch.Generator, halves: float, zeros: float, *sizes: int) -> Tensor:
+    r = torch.rand(*sizes, generator=g)
+    la = torch.where(r < halves, -1.0, 0.0)
+    return torch.where(r > 1 - zeros, -math.inf, la)
+
+
+def _exact(events: str, q: Tensor, k: Tensor, v: Tensor, la: Tensor, lb: Tensor, S: Tensor) -> Tensor:
+    """Outputs [T, V] in whole numbers: everything is a multiple of 2^-shift."""
+    shift = int(-(la.where(la.isfinite(), 0).sum() + lb.where(lb.isfinite(), 0).sum()))
+    unit = 1 << shift
+    q_, k_, v_, state = (np.vectorize(int, otypes=[object])(x.numpy()) for x in (q, k, v, S))
+    state = state * unit
+    outputs = []
+    for t in range(len(q)):
+        for event in events:
+            if event == "D":
+                for rate, column in ((la[t].numpy(), True), (lb[t].numpy(), False)):
+                    factor = np.array([0 if x == -np.inf else 1 for x in rate], dtype=object)
+                    divisor = np.array([2 if x == -1 else 1 for x in rate], dtype=object)
+                    factor, divisor = (y[:, None] if column else y for y in (factor, divisor))
+                    state = state * factor // divisor
+            elif event == "A":
+                state = state + np.outer(k_[t], v_[t]) * unit
+            else:
+                outputs.append(q_[t] @ state)
+    return torch.tensor([[float(x) / unit for x in row] for row in outputs], dtype=torch.float64)
+
+
+@THEOREMS(
+    "lattice/forms",
+    "On the lattice, every form in float32 gives exactly the rational result, bit for bit; also with the "
+    "operands of its matrix products rounded to bfloat16.",
+    "q, k, v, state in {-1, 0, 1}; decays over keys and values in {1, 1/2, 0}; T = 64, K = V = 16; six "
+    "orders; chunks of 16 and 64",
+    "bitwise",
+)
+def lattice_forms(budget: Budget, tally: Tally) -> None:
+    g = torch.Generator().manual_seed(budget.seed)
+    T, K, V = 64, 16, 16
+    for order in ALL_ORDERS[:: budget.pick(3, 1)]:
+        for halves, zeros in ((0.0, 0.02), (0.01, 0.01)):
+            q, k, v, S = (_ternary(g, *s) for s in ((T, K), (T, K), (T, V), (K, V)))
+            la, lb = (_lattice_decays(g, halves, zeros, T, D) for D in (K, V))
+            expected = _exact(order.events, q, k, v, la, lb, S)
+            qs, ks, vs, las, lbs = (x[None, :, None] for x in (q, k, v, la, lb))
+            layout = Steps(qs, ks, vs, las, None, lbs)
+            for half in (False, True):
+                for form, size in (
+                    ("recurrent", 64),
+                    ("parallel", 64),
+                    ("scan", 64),
+                    ("chunk", 16),
+                    ("chunk", 64),
+                ):
+                    with BaseTwo(half):
+                        pieces, _ = forms.FORMS[form](layout, S[None, None], order, size)
+                    found = torch.cat(pieces, -2)[0, 0]
+                    if not torch.equal(found.double(), expected):
+                        t, i = (found.double() != expected).nonzero()[0].tolist()
+                        raise Counterexample(
+                            f"the {form} form (chunk {size}, order {order.events}, bfloat16 operands: "
+                            f"{half}) gives {float(found[t, i])!r} instead of {float(expected[t, i])!r} "
+                            f"at t = {t}, v = {i}"
+                        )
+                    tally.cases += 1
+
+
+def _integer_case(g: torch.Generator, dtype: torch.dtype, read: str, reverse: bool) -> Arguments:
+    B, T, H, K, V = 2, 24, 2, 4, 3
+    return Arguments(
+        _ternary(g, B, T, H, K).to(dtype),
+        _ternary(g, B, T, 1, K).to(dtype),
+        _ternary(g, B, T, H, V).to(dtype),
+        _lattice_decays(g, 0.0, 0.1, B, T, H, K).to(dtype),
+        _lattice_decays(g, 0.0, 0.1, B, T, H, V).to(dtype),
+        _ternary(g, B, H, K, V).to(dtype),
+        1.0,
+        read,
+        reverse,
+        8,
+    )
+
+
+@THEOREMS(
+    "lattice/operator",
+    "With decays of 1 and 0, outputs, final state and all gradients of the public operator are whole "
+    "numbers, and the same for every form and dtype, bit for bit.",
+    "q, k, v, state and the gradients of the results in {-1, 0, 1}; both reads and directions; float32 and "
+    "float64",
+    "bitwise",
+)
+def lattice_operator(budget: Budget, tally: Tally) -> None:
+    for seed in range(budget.pick(2, 20)):
+        for read in ("after", "before"):
+            for reverse in (False, True):
+                results = {}
+                for dtype in (torch.float64, torch.float32):
+                    for form in FORMS:
+                        g = torch.Generator().manual_seed(budget.seed + seed)
+                        x = _integer_case(g, dtype, read, reverse)
+                        leaves = {n: y.requires_grad_() for n, y in x.leaves().items()}
+                        o, S = x.with_leaves(leaves).run(form)
+                        do, dS = _ternary(g, *o.shape).to(dtype), _ternary(g, *S.shape).to(dtype)
+                        grads = torch.autograd.grad((o * do).sum() + (S * dS).sum(), list(leaves.values()))
+                        results[form, dtype] = [o, S, *grads]
+                names = ["the outputs", "the final state", *(f"the gradient of {n}" for n in leaves)]
+                expected = results["recurrent", torch.float64]
+                for (form, dtype), found in results.items():
+                    for name, a, b in zip(names, found, expected, strict=True):
+                        if not torch.equal(a.double(), b) or not torch.equal(b, b.round()):
+                            raise Counterexample(
+                                f"{name} of the {form} form in {dtype} are not those of the recurrence, for "
+                                f"read={read!r}, reverse={reverse}, seed {seed}"
+                            )
+                    tally.cases += 1
