@@ -5,6 +5,8 @@ From Python:
     from mixerzoo.equivalence.prove import prove
     for outcome in prove(["forms", "mixers/hgrn/padding"], quick=True):
         print(outcome.name, outcome.passed, outcome.cases, outcome.bound)
+
+To compare a function of your own with the recurrence: `mixerzoo.equivalence.theorems.operator.check_kernel`.
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ class Outcome:
 
     name: str
     statement: str
+    over: str
     evidence: str
     passed: bool
     cases: int
@@ -114,6 +115,7 @@ class Theorem:
         return Outcome(
             self.name,
             self.statement,
+            self.over,
             self.evidence,
             failure is None,
             tally.cases,
@@ -157,10 +159,6 @@ class Collection:
             return check
 
         return register
-
-
-def percent(x: float) -> str:
-    return "exactly 0" if x == 0 else f"{x:.1e}"
 
 
 def is_bad(error: float, tolerance: float) -> bool:

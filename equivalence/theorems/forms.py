@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...kernels import forms
-from ...kernels.operator import _apply_mask
+from ...kernels import forms, operator
 from ...kernels.order import ALL_ORDERS, READS, Order
 from ...kernels.steps import Slice
 from ..algebra import Field, Interval, Log
@@ -268,7 +267,7 @@ def mask(budget: Budget, tally: Tally) -> None:
     for p in _varied(budget, tuple(READS.values())):
         x = p.operands(rng)
         kept = rng.random((p.batch, p.length)) < 0.6
-        k, v, la, lb = _apply_mask(
+        k, v, la, lb = operator._apply_mask(
             torch.from_numpy(kept), x.k, x.v, x.log_decay, x.log_decay_v, p.batch, p.length
         )
         masked = x._replace(k=k, v=v, log_decay=la, log_decay_v=lb)

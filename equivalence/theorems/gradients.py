@@ -260,8 +260,8 @@ def closure(budget: Budget, tally: Tally) -> None:
     "gradients/cumulative-sums",
     "The straddle form of the decay gradient and the usual one are the same number: dlog a = "
     "Σ_{u≥t} q∘dq - Σ_{s≥t} k∘dk + rowsum(S_T∘dS_T), dlog b = Σ_{u≥t} o∘do - Σ_{s≥t} v∘dv + "
-    "colsum(S_T∘dS_T), where u > t if the read precedes the decay and s > t if the write does. (In floating "
-    "point they are not: the usual one cancels. See operator/decay-gradient.)",
+    "colsum(S_T∘dS_T), where u > t if the read precedes the decay and s > t if the write does. In floating "
+    "point they are not, since the usual one cancels: see operator/decay-gradient.",
     "all six orders, vector decays over keys and over values, a fifth of them 0",
     "exact",
 )

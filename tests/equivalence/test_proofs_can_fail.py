@@ -1,0 +1,263 @@
+"""A proof that cannot fail proves nothing: the core is broken in many small ways, and each is found."""
+
+import torch
+
+from mixerzoo.equivalence.algebra import Element
+from mixerzoo.equivalence.prove import prove
+from mixerzoo.kernels import forms, gradients, operator, ops
+from mixerzoo.kernels.order import Order
+from mixerzoo.kernels.steps import Gradients, Steps
+from mixerzoo.mixers import base
+
+
+def failures(*names):
+    """What the theorems of these names say is wrong."""
+    return {o.name: o.failure for o in prove(list(names)) if not o.passed}
+
+
+def caught(*names):
+    """All of them fail; the reasons in one text."""
+    found = failures(*names)
+    assert set(found) == set(names), f"only {sorted(found)} of {sorted(names)} noticed"
+    return "\n".join(found.values())
+
+
+def test_the_first_step_of_a_chunk_does_not_decay_the_state(monkeypatch):
+    real = forms.prefix
+    monkeypatch.setattr(forms, "prefix", lambda x, inclusive: real(x, False))
+    # The smallest counterexample: a chunk of one step.
+    assert "n = 1," in caught("forms/chunk-body", "forms/chunk", "operator/forms-float64")
+
+
+def test_the_mask_is_off_by_one(monkeypatch):
+    real = forms.causal
+    monkeypatch.setattr(forms, "causal", lambda i, n, order, like: real(i, n, Order("RDA"), like))
+    assert "T = 1 " in caught("forms/parallel", "forms/chunk", "operator/forms-float64")
+
+
+def test_the_last_step_of_a_chunk_decays_its_own_write(monkeypatch):
+    real = forms.suffix
+    monkeypatch.setattr(forms, "suffix", lambda x, inclusive: real(x, True))
+    caught("forms/chunk-body", "forms/split", "operator/split")
+
+
+def test_the_state_is_not_decayed_over_values(monkeypatch):
+    real = forms.decay_state
+    monkeypatch.setattr(forms, "decay_state", lambda S, la, lb: real(S, la, None))
+    caught("forms/chunk", "forms/scan", "links/elementwise", "mixers/hgrn/paper")
+
+
+def test_the_tree_forgets_its_last_level(monkeypatch):
+    real = forms.power_of_two
+    monkeypatch.setattr(forms, "power_of_two", lambda n: max(real(n) // 2, n if n < 4 else 4))
+    caught("forms/chunk-body")
+
+
+def test_the_loop_forgets_the_state(monkeypatch):
+    def in_blocks(steps, S, order, size, body):
+        outs = []
+        for i in range(0, len(steps), size):
+            o, end = body(steps.slice(i, min(i + size, len(steps))), S, order)
+            outs.append(o)
+        return outs, end
+
+    monkeypatch.setattr(forms, "in_blocks", in_blocks)
+    assert "given the state at 0" in caught("forms/loop", "forms/chunk", "forms/recurrent")
+
+
+def test_the_loop_drops_the_ragged_tail(monkeypatch):
+    real = forms.in_blocks
+
+    class Cut:
+        def __init__(self, steps, n):
+            self.steps, self.n, self.slice = steps, n, steps.slice
+
+        def __len__(self):
+            return self.n
+
+    def in_blocks(steps, S, order, size, body):
+        return real(Cut(steps, max(len(steps) // size * size, min(size, len(steps)))), S, order, size, body)
+
+    monkeypatch.setattr(forms, "in_blocks", in_blocks)
+    caught("forms/loop", "forms/chunk")
+
+
+def test_the_scan_composes_in_the_wrong_order(monkeypatch):
+    real = forms._compose
+    monkeypatch.setattr(forms, "_compose", lambda first, then: real(then, first))
+    # Associative it still is.
+    assert not failures("forms/scan-associative")
+    caught("forms/scan-network", "forms/scan")
+
+
+def test_the_scan_loses_a_decay(monkeypatch):
+    real = forms._compose
+
+    def compose(first, then):
+        _, lb, S = real(first, then)
+        return first[0], lb, S
+
+    monkeypatch.setattr(forms, "_compose", compose)
+    caught("forms/scan-associative", "forms/scan")
+
+
+def test_a_masked_step_decays(monkeypatch):
+    real = operator._apply_mask
+
+    def apply(mask, k, v, la, lb, B, T):
+        k, v, _, _ = real(mask, k, v, None, None, B, T)
+        return k, v, la, lb
+
+    monkeypatch.setattr(operator, "_apply_mask", apply)
+    caught("forms/mask", "operator/mask")
+
+
+def test_padding_lets_nan_through(monkeypatch):
+    def apply(mask, k, v, la, lb, B, T):
+        keep = mask[..., None, None]
+        return k * keep, v * keep, *(None if x is None else torch.where(keep, x, 0.0) for x in (la, lb))
+
+    monkeypatch.setattr(operator, "_apply_mask", apply)
+    caught("operator/mask")
+
+
+def test_packed_sequences_leak(monkeypatch):
+    monkeypatch.setattr(ops, "_segments", lambda x: [(0, x.v.shape[1])] if x.v.shape[1] else [])
+    caught("operator/packed", "mixers/lightning/packing")
+
+
+# ------------------------------------------------------------------ gradients
+
+
+def test_the_gradient_of_the_state_is_dropped(monkeypatch):
+    real = gradients._through_state
+
+    def through_state(c, S, G, do, order):
+        g, _ = real(c, S, G, do, order)
+        return g, gradients.decay_state(G, gradients.total(c.la), gradients.total(c.lb))
+
+    monkeypatch.setattr(gradients, "_through_state", through_state)
+    reason = caught("gradients/chunk", "gradients/chunk-body", "operator/gradients")
+    assert "initial_state" in reason
+
+
+def test_the_gradient_of_the_final_state_is_ignored(monkeypatch):
+    real = gradients.walk_gradient
+    monkeypatch.setitem(
+        gradients.GRADIENTS,
+        "recurrent",
+        lambda c, S, G, do, order: real(c, S, torch.zeros_like(G), do, order),
+    )
+    caught("gradients/recurrent", "gradients/chunk-body", "operator/gradients", "lattice/operator")
+
+
+def test_a_pair_is_missing_from_the_decay_gradient(monkeypatch):
+    real = gradients.prefix
+    monkeypatch.setattr(gradients, "prefix", lambda x, inclusive: real(x, False))
+    reason = caught("gradients/chunk", "gradients/chunk-body")
+    assert "log_decay" in reason
+
+
+def test_constants_get_the_gradient_of_one_step(monkeypatch):
+    real = Steps.join
+    monkeypatch.setattr(Steps, "join", lambda self, pieces: real(self, pieces[:1] * len(pieces)))
+    caught("gradients/operands", "gradients/chunk")
+
+
+def test_the_scale_is_left_out_of_a_gradient(monkeypatch):
+    real = Steps.pull_back
+
+    def pull_back(self, i, j, g):
+        scale, self.scale = self.scale, 1.0
+        try:
+            return real(self, i, j, g)
+        finally:
+            self.scale = scale
+
+    monkeypatch.setattr(Steps, "pull_back", pull_back)
+    assert "the gradient of q is wrong" in caught("gradients/chunk", "gradients/recurrent")
+
+
+# ------------------------------------------------------------------ what exact proofs do not see
+
+
+def subtracting_segment_sums(x, i, order):
+    """Differences of cumulative sums, clamped as kernels that subtract do."""
+    if not isinstance(x, Element):
+        x = x.clamp(min=-1e4)
+    before = torch.cat([torch.zeros_like(x[..., :1, :]), x[..., :-1, :]], -2)
+    with_own, without = torch.cumsum(x, -2), torch.cumsum(before, -2)
+    t = with_own if order.query_decayed else without
+    s = without if order.key_decayed else with_own
+    return t[..., i:, None, :] - s[..., None, :, :]
+
+
+def test_subtracted_sums_are_exact_and_fail_by_rounding(monkeypatch):
+    monkeypatch.setattr(forms, "segment_sums", subtracting_segment_sums)
+    assert not failures("forms/parallel", "forms/chunk-body", "forms/chunk")
+    caught("operator/forms-float32", "operator/forms-float64")
+
+
+def subtracting_gradient(c, S, G, do, order):
+    """The usual formula: dlog a is a difference of two cumulative sums."""
+    g, start = gradients.chunk_gradient(c, S, G, do, order)
+    o, end = forms.chunk(c, S, order)
+
+    def difference(earlier, later, tail, l):
+        later = forms.suffix(later, not order.key_decayed)
+        found = forms.suffix(earlier, order.query_decayed) - later + tail[..., None, :]
+        return gradients._like(found, l)
+
+    la, lb = c.la, c.lb
+    return Gradients(
+        g.q,
+        g.k,
+        g.v,
+        None if la is None else difference(c.q * g.q, c.k * g.k, (end * G).sum(-1), la),
+        None if lb is None else difference(o * do, c.v * g.v, (end * G).sum(-2), lb),
+    ), start
+
+
+def test_a_subtracting_decay_gradient_is_exact_and_fails_by_rounding(monkeypatch):
+    monkeypatch.setitem(gradients.GRADIENTS, "chunk", subtracting_gradient)
+    assert not failures("gradients/chunk")
+    assert "gradient of log_decay" in caught("operator/decay-gradient")
+
+
+def test_half_precision_accumulation_is_seen(monkeypatch):
+    monkeypatch.setattr(ops, "accumulation_dtype", lambda *xs: next(x.dtype for x in xs if x is not None))
+    caught("operator/forms-bfloat16")
+
+
+# ------------------------------------------------------------------ mixers
+
+
+def test_padding_counts_as_a_position(monkeypatch):
+    monkeypatch.setattr(base.Tokens, "advance", lambda self, position: position + self.position.shape[1])
+    caught("mixers/hgrn-complex/padding", "mixers/transnormer-llm/padding", "mixers/hgrn-complex/packing")
+
+
+def test_the_window_is_not_handed_on(monkeypatch):
+    from mixerzoo.mixers import Mamba
+
+    real = Mamba.operands
+    monkeypatch.setattr(Mamba, "operands", lambda self, x, window, tokens: real(self, x, None, tokens))
+    caught("mixers/mamba/streaming", "mixers/mamba/text", "mixers/mamba/packing")
+
+
+def test_a_step_that_is_not_the_recurrence(monkeypatch):
+    real = operator.step
+    monkeypatch.setattr(base, "step", lambda *args, **options: real(*args, **{**options, "read": "before"}))
+    caught("mixers/linear-attention/streaming", "mixers/hgrn/text")
+
+
+def test_reasons_name_the_smallest_arguments(monkeypatch):
+    """hypothesis shrinks: what is reported is as short as the mistake allows."""
+    real = forms.walk
+
+    def walk(c, S, order):
+        o, end = real(c, S, order)
+        return (o, end) if o.shape[-2] < 3 else (o * 2, end)
+
+    monkeypatch.setattr(forms, "walk", walk)
+    assert "T = 3," in caught("operator/forms-float64")
