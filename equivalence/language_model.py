@@ -148,6 +148,10 @@ class Agreement(NamedTuple):
     decode: float  # one byte at a time against the whole sequence at once
     scale: float  # the largest logit
 
+    @property
+    def relative(self) -> float:
+        return max(self.chunked, self.decode) / self.scale
+
 
 @torch.no_grad()
 def agreement(model: LanguageModel, tokens: Tensor) -> Agreement:

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -77,20 +77,25 @@ class Corpus:
         return max(found, key=len, default=text[:n])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Training:
     """A trained model and what was measured on the way."""
 
     mixer: str
     settings: Settings
     model: LanguageModel
-    steps: list[int] = field(default_factory=list)
-    train_bits: list[float] = field(default_factory=list)  # bits per byte, mean since the last evaluation
-    validation_bits: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    float32: Agreement | None = None  # prefill = chunked prefill = decode, of the trained model
-    float64: Agreement | None = None
-    sample: Generation | None = None
+    steps: list[int]  # when the two below were measured
+    train_bits: list[float]  # bits per byte, mean since the measurement before; NaN at step 0
+    validation_bits: list[float]
+    seconds: float  # of training, evaluation apart
+    float32: Agreement  # prefill = chunked prefill = decode, of the trained model
+    float64: Agreement
+    sample: Generation
+
+    @property
+    def agrees(self) -> bool:
+        """Prefill, chunked prefill and decode give the same logits, to rounding in both dtypes."""
+        return self.float32.relative <= 1e-4 and self.float64.relative <= 1e-10
 
     @property
     def parameters(self) -> int:
@@ -123,9 +128,10 @@ def train(
         torch.manual_seed(settings.seed)
         model = LanguageModel(mixer, settings.d_model, settings.layers)
     batches = torch.Generator().manual_seed(settings.seed)
-    # Only matrices are decayed: a bias or a decay parameter pulled to zero would change the mixer's memory.
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    # Weights of linear maps decay; biases, norms and what governs a mixer's memory (Mamba's A) do not.
+    named = dict(model.named_parameters())
+    matrices = [p for name, p in named.items() if name.endswith(".weight") and p.ndim >= 2]
+    others = [p for name, p in named.items() if not (name.endswith(".weight") and p.ndim >= 2)]
     optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": settings.weight_decay},
@@ -134,15 +140,18 @@ def train(
         betas=(0.9, 0.95),
     )
     validation = corpus.held_out(32)
-    result = Training(mixer, settings, model)
+    measured: list[int] = []
+    train_bits: list[float] = []
+    validation_bits: list[float] = []
+    seconds = 0.0
     every = max(settings.steps // settings.evaluations, 1)
     recent: list[float] = []
 
     def evaluate(step: int) -> None:
         with torch.no_grad():
-            result.validation_bits.append(float(bits(model, *validation)))
-        result.steps.append(step)
-        result.train_bits.append(sum(recent) / len(recent) if recent else math.nan)
+            validation_bits.append(float(bits(model, *validation)))
+        measured.append(step)
+        train_bits.append(sum(recent) / len(recent) if recent else math.nan)
         recent.clear()
 
     evaluate(0)
@@ -156,17 +165,25 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         recent.append(float(loss.detach()))
-        result.seconds += time.perf_counter() - start
+        seconds += time.perf_counter() - start
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             evaluate(step + 1)
         advance()
 
     model.eval()
     tokens = validation[0][:2]
-    result.float32 = agreement(model, tokens)
-    result.float64 = agreement(copy.deepcopy(model).double(), tokens)
-    result.sample = model.generate(PROMPT, SAMPLE, temperature=0.6, seed=settings.seed)
-    return result
+    return Training(
+        mixer,
+        settings,
+        model,
+        measured,
+        train_bits,
+        validation_bits,
+        seconds,
+        agreement(model, tokens),
+        agreement(copy.deepcopy(model).double(), tokens),
+        model.generate(PROMPT, SAMPLE, temperature=0.6, seed=settings.seed),
+    )
 
 
 def train_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +20,13 @@ FORMS = ("recurrent", "chunk", "scan", "parallel")
 COLOURS = dict(zip(FORMS, (INK, *PALETTE[:3]), strict=True))
 SHORTCUT = "cumsum shortcut"
 LONGEST = {"parallel": 2048, SHORTCUT: 2048}  # quadratic in time
-ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8 / 2}
+ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 CAPTION = (
     "Largest error of any output, relative to the largest output, against the float64 recurrence on "
-    "the same (rounded) inputs: vector decays over keys, log-decays from −0.001 to −3. The dotted "
-    "line is the unit roundoff of the dtype; outputs in bfloat16 cannot be closer than that. The grey "
-    "line is not part of this package: it takes exp(c_t − c_s) from cumulative sums c of log-decays, "
-    "a common shortcut, and loses a digit for every tenfold length; the forms here never subtract."
+    "the same (rounded) inputs: vector decays over keys, log-decays from −0.001 to −3. The dotted line "
+    "is the unit roundoff of the dtype: what rounding the exact result once may cost. The grey line is "
+    "not part of this package. It takes weights exp(c_t − c_s) from cumulative sums c of log-decays, a "
+    "common shortcut whose error grows with the sums; the forms here add log-decays and never subtract."
 )
 
 
@@ -76,13 +77,14 @@ def measure(lengths: Sequence[int], seed: int = 0, advance: Advance = nothing) -
 
 def finding(data: dict[str, Any]) -> str:
     full = data["series"]["float32"]
-    worst = max(max(full[form]["errors"]) for form in FORMS)
-    units = worst / ROUNDOFF["float32"]
+    units = math.ceil(max(max(full[form]["errors"]) for form in FORMS) / ROUNDOFF["float32"])
     longest = max(full["recurrent"]["lengths"])
-    text = f"Every form stays within {units:.0f} units of float32 roundoff up to {longest:,} steps"
-    lost = full[SHORTCUT]["errors"][-1] / max(full[form]["errors"][-1] for form in FORMS)
+    text = f"Every form stays within {units} units of float32 roundoff up to {longest:,} steps"
+    last = full[SHORTCUT]["lengths"][-1]
+    ours = max(full[form]["errors"][full[form]["lengths"].index(last)] for form in FORMS)
+    lost = full[SHORTCUT]["errors"][-1] / ours
     if lost > 2:
-        text += f"; the shortcut through cumulative sums errs {lost:,.0f} times as much"
+        text += f"; at {last:,}, sums that are subtracted err {lost:,.0f} times as much"
     return text
 
 
