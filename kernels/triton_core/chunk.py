@@ -31,7 +31,8 @@ from .decay import (
     after_matrix,
     base2,
     before_matrix,
-    halves_matrix,
+    half_sums,
+    half_sums_adjoint,
     load_key_decay,
     load_rows,
     pairs_mask,
@@ -114,13 +115,13 @@ def chunk_states(
 ):  # fmt: skip
     """States at segment starts (ADJOINT: gradients of states at segment ends; k, v are then q, do).
 
-    states [slots, H, K, V], final [N, H, K, V]: both ACC, contiguous. Grid: N * H * blocks of V."""
+    states [slots, H, K, V], final [N, H, K, V]: both ACC, contiguous. Grid: N * H * blocks of K * blocks of V."""
     scale = tl.full([], scale, ACC)
-    blocks = tl.cdiv(V, BV)
+    blocks, keys = tl.cdiv(V, BV), tl.cdiv(K, BK)
     pid = tl.program_id(0).to(tl.int64)
-    iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
+    iv, ik, h, n = pid % blocks, pid // blocks % keys, pid // (blocks * keys) % H, pid // (blocks * keys) // H
     row, first, length = span(cu_seqlens, n, T, VARLEN)
-    d = tl.arange(0, BK).to(INDEX)
+    d = (ik * BK).to(INDEX) + tl.arange(0, BK)
     e = (iv * BV).to(INDEX) + tl.arange(0, BV)
     in_k, in_v = d < K, e < V
     k += row * skb + (h // group) * skh
@@ -173,7 +174,7 @@ def chunk_states(
 
 @triton.jit
 def chunk_forward(
-    q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale: tl.float64, N, T, H, group_q, group_k,
+    q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale: tl.float64, N, T, H, tokens, group_q, group_k,
     sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
     sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
@@ -181,18 +182,18 @@ def chunk_forward(
     REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr,
     ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Outputs o [B, T, H, V] contiguous and, unless SPLIT, final [N, H, K, V] in ACC.
+    """Outputs o [blocks of K, B, T, H, V], to be added by the caller, and, unless SPLIT, final [N, H, K, V] in ACC.
 
-    Grid: N * H * blocks of V, or (SPLIT) slots * H * blocks of V. STRICT is read="before"."""
+    Grid: N, or slots if SPLIT, * H * blocks of K * blocks of V. STRICT is read="before"."""
     scale = tl.full([], scale, ACC)
-    blocks = tl.cdiv(V, BV)
+    blocks, keys = tl.cdiv(V, BV), tl.cdiv(K, BK)
     pid = tl.program_id(0).to(tl.int64)
-    iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
+    iv, ik, h, n = pid % blocks, pid // blocks % keys, pid // (blocks * keys) % H, pid // (blocks * keys) // H
     slot = n
     if SPLIT:
         n = sequence_of(slot, cu_seqlens, N, T, SEGMENT, VARLEN)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
-    d = tl.arange(0, BK).to(INDEX)
+    d = (ik * BK).to(INDEX) + tl.arange(0, BK)
     e = (iv * BV).to(INDEX) + tl.arange(0, BV)
     in_k, in_v = d < K, e < V
     in_s = in_k[:, None] & in_v[None, :]
@@ -200,7 +201,7 @@ def chunk_forward(
     q += row * sqb + (h // group_q) * sqh
     k += row * skb + (h // group_k) * skh
     v += row * svb + h * svh
-    o += (row * T * H + h) * V
+    o += ((ik * tokens + row * T) * H + h) * V
     a = tl.zeros([BK], ACC)
     if KEY != NONE:
         la += row * sab + h * sah
@@ -248,15 +249,14 @@ def chunk_forward(
                 if VALUE:
                     out += tl.sum(qs * kf, 1)[:, None] * vt.to(ACC)
             for level in tl.static_range(LEVELS):
-                half = halves_matrix(level, C, STRICT, False, SUMS)
                 ql, kl = qs, kf
                 if KEY != NONE:
-                    w = tl.exp2(sums(half, lat, SUMS, ACC))
+                    w = tl.exp2(half_sums(lat, level, C, STRICT, SUMS, ACC))
                     ql, kl = qs * w, kf * w
                 Pl = tl.dot(ql.to(DOT), tl.trans(kl.to(DOT)), input_precision=PREC, out_dtype=ACC)
                 Pl = tl.where(pairs_mask(level, C), Pl, 0.0)
                 if VALUE:
-                    u = tl.exp2(sums(half, lbt, SUMS, ACC))
+                    u = tl.exp2(half_sums(lbt, level, C, STRICT, SUMS, ACC))
                     vl = (vt.to(ACC) * u).to(DOT)
                     out += u * tl.dot(Pl.to(DOT), vl, input_precision=PREC, out_dtype=ACC)
                 else:
@@ -300,21 +300,22 @@ def chunk_backward(
     REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
     VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Gradients. dq, dk [blocks of V, tokens, H, K]: sums over the values of each block, added by the caller;
-    dla [blocks, tokens, H(, K)] likewise, dA [blocks, walks, H, K] (OUTER; walks = N, or slots if SPLIT);
-    dv, dlb [tokens, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given.
+    """Gradients, as sums over the block of keys and values of each program, which the caller adds up:
+    dq, dk [blocks of V, tokens, H, K]; dv, dlb [blocks of K, tokens, H, V]; dla [blocks of V, tokens, H, K], or
+    [blocks of V, blocks of K, tokens, H] where it is not a vector; dA [blocks of V, walks, H, K] (OUTER;
+    walks = N, or slots if SPLIT). ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given.
 
     Grid: as chunk_forward."""
     scale = tl.full([], scale, ACC)
-    blocks = tl.cdiv(V, BV)
+    blocks, keys = tl.cdiv(V, BV), tl.cdiv(K, BK)
     pid = tl.program_id(0).to(tl.int64)
-    iv, h, n = pid % blocks, pid // blocks % H, pid // blocks // H
+    iv, ik, h, n = pid % blocks, pid // blocks % keys, pid // (blocks * keys) % H, pid // (blocks * keys) // H
     walk = n
     if SPLIT:
         n = sequence_of(walk, cu_seqlens, N, T, SEGMENT, VARLEN)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
     slot = slot_of(n, first, T, SEGMENT, VARLEN)
-    d = tl.arange(0, BK).to(INDEX)
+    d = (ik * BK).to(INDEX) + tl.arange(0, BK)
     e = (iv * BV).to(INDEX) + tl.arange(0, BV)
     in_k, in_v = d < K, e < V
     in_s = in_k[:, None] & in_v[None, :]
@@ -323,7 +324,7 @@ def chunk_backward(
     k += row * skb + (h // group_k) * skh
     v += row * svb + h * svh
     do += row * sob + h * soh
-    dv += (row * T * H + h) * V
+    dv += ((ik * tokens + row * T) * H + h) * V
     dq += ((iv * tokens + row * T) * H + h) * K
     dk += ((iv * tokens + row * T) * H + h) * K
     a = tl.zeros([BK], ACC)
@@ -333,12 +334,12 @@ def chunk_backward(
         if KEY == VECTOR:
             dla += ((iv * tokens + row * T) * H + h) * K
         else:
-            dla += (iv * tokens + row * T) * H + h
+            dla += ((iv * keys + ik) * tokens + row * T) * H + h
     if KEY == OUTER:
         a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
     if VALUE:
         lb += row * sbb + h * sbh
-        dlb += (row * T * H + h) * V
+        dlb += ((ik * tokens + row * T) * H + h) * V
     G = tl.zeros([BK, BV], ACC)
     begin = 0
     end = ((length + C - 1) // C).to(tl.int32)
@@ -431,11 +432,9 @@ def chunk_backward(
             if not VALUE:
                 gP = tl.dot(dof.to(DOT), tl.trans(vf.to(DOT)), input_precision=PREC, out_dtype=ACC)
             for level in tl.static_range(LEVELS):
-                half = halves_matrix(level, C, STRICT, False, SUMS)
-                flah = halves_matrix(level, C, STRICT, True, SUMS)
                 pairs = pairs_mask(level, C)
                 if VALUE:
-                    u = tl.exp2(sums(half, lbt, SUMS, ACC))
+                    u = tl.exp2(half_sums(lbt, level, C, STRICT, SUMS, ACC))
                     vl, dol = (vf * u).to(DOT), (dof * u).to(DOT)
                     gPl = tl.dot(dol, tl.trans(vl), input_precision=PREC, out_dtype=ACC)
                     gPl = tl.where(pairs, gPl, 0.0).to(DOT)
@@ -443,7 +442,7 @@ def chunk_backward(
                     gPl = tl.where(pairs, gP, 0.0).to(DOT)
                 ql, kl = qf, kf
                 if KEY != NONE:
-                    w = tl.exp2(sums(half, lat, SUMS, ACC))
+                    w = tl.exp2(half_sums(lat, level, C, STRICT, SUMS, ACC))
                     ql, kl = qf * w, kf * w
                 ql, kl = ql.to(DOT), kl.to(DOT)
                 Pl = tl.dot(ql, tl.trans(kl), input_precision=PREC, out_dtype=ACC)
@@ -452,14 +451,14 @@ def chunk_backward(
                 gkl = tl.dot(tl.trans(gPl), ql, input_precision=PREC, out_dtype=ACC)
                 if KEY != NONE:
                     gql, gkl = gql * w, gkl * w
-                    ua += sums(flah, qf * gql + kf * gkl, SUMS, ACC)
+                    ua += half_sums_adjoint(qf * gql + kf * gkl, level, C, STRICT, SUMS, ACC)
                 gq += gql
                 gk += gkl
                 if VALUE:
                     Pd = Pl.to(DOT)
                     gol = u * tl.dot(Pd, vl, input_precision=PREC, out_dtype=ACC)
                     gvl = u * tl.dot(tl.trans(Pd), dol, input_precision=PREC, out_dtype=ACC)
-                    ub += sums(flah, dof * gol + vf * gvl, SUMS, ACC)
+                    ub += half_sums_adjoint(dof * gol + vf * gvl, level, C, STRICT, SUMS, ACC)
                     gv += gvl
                 else:
                     P += Pl
@@ -527,7 +526,7 @@ def chunk_backward(
         tl.store(dk + t * (H * K) + (at * K + d[None, :]), gk, mask=live[:, None] & in_k[None, :])
         tl.store(dv + t * (H * V) + (at * V + e[None, :]), gv, mask=live[:, None] & in_v[None, :])
     if KEY == OUTER:
-        walks = tl.num_programs(0).to(tl.int64) // blocks // H
+        walks = tl.num_programs(0).to(tl.int64) // (blocks * keys) // H
         tl.store(dA + ((iv * walks + walk) * H + h) * K + d, da, mask=in_k)
     if FINAL:
         tl.store(ds0 + (n * H + h) * K * V + tile, G, mask=in_s)

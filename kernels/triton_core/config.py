@@ -114,7 +114,7 @@ def plan(
         BH = min(power(H), max(1, lanes // (BK * BV)))
         warps = max(1, BH * BK * BV // target.warp)
         return Plan(regime, tree, C, BK, BV, BH, C, warps, 1, dot, acc, prec, sums)
-    BK = power(K, 16)
+    BK = min(power(K, 16), 64)
     C = 16 if tree else min(64, power(chunk_size or 64, 16))
     BV = min(power(V, 16), 64)
     warps, stages = 8, 1

@@ -159,3 +159,22 @@ def sums(matrix, x, SUMS: tl.constexpr, ACC: tl.constexpr):
     total = tl.dot(matrix, low.to(SUMS), input_precision="ieee", out_dtype=ACC)
     total = tl.dot(matrix, middle.to(SUMS), total, input_precision="ieee", out_dtype=ACC)
     return tl.dot(matrix, high.to(SUMS), total, input_precision="ieee", out_dtype=ACC)
+
+
+@triton.jit
+def half_sums(x, LEVEL: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr):
+    """Log-decays between each step and the boundary of its pair of blocks (see halves_matrix): [C, D]."""
+    if LEVEL == 0:  # blocks of one step: only its own, on the right
+        r = tl.arange(0, C)[:, None]
+        return tl.where((r & 1 == 1) & (not STRICT), x, 0.0)
+    return sums(halves_matrix(LEVEL, C, STRICT, False, SUMS), x, SUMS, ACC)
+
+
+@triton.jit
+def half_sums_adjoint(
+    x, LEVEL: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr
+):
+    """The transpose of half_sums."""
+    if LEVEL == 0:
+        return half_sums(x, LEVEL, C, STRICT, SUMS, ACC)
+    return sums(halves_matrix(LEVEL, C, STRICT, True, SUMS), x, SUMS, ACC)

@@ -209,11 +209,9 @@ def forward(
     """Outputs [B, T, H, V] in the dtype of v, final state [N, H, K, V] in the accumulation dtype."""
     x = Problem(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, read, reverse, target)
     p = x.plan(False, precision, chunk_size, regime)
-    o = x.empty(x.B, x.T, x.H, x.V, dtype=v.dtype)
+    blocks, keys = -(-x.V // p.BV), -(-x.K // p.BK)
+    o = x.empty(keys, x.B, x.T, x.H, x.V, dtype=v.dtype if keys == 1 else None)
     final = x.empty(x.N, x.H, x.K, x.V)
-    if final.numel() == 0:
-        return o, final
-    blocks = -(-x.V // p.BV)
     arguments = x.common(p) | {
         "initial": initial_state,
         "INITIAL": initial_state is not None,
@@ -222,24 +220,26 @@ def forward(
         "o": o,
         "final": final,
         "scale": scale,
+        "tokens": x.B * x.T,
         "SPLIT": False,
         "STORE": False,
         "OUTPUT": True,
     }
     if p.regime == "recurrent":
         kernel = recurrent.recurrent_forward
-        run(kernel, x.N * -(-x.H // p.BH) * blocks, only(kernel, arguments), p)
-        return o, final
+        if x.N * x.H:
+            run(kernel, x.N * -(-x.H // p.BH) * blocks, only(kernel, arguments), p)
+        return o[0], final
     kernel = chunk.chunk_forward
     walks = x.N
-    if use_split(schedule, x.target, x.N * x.H * blocks, x.T, p.segment):
+    if use_split(schedule, x.target, x.N * x.H * blocks * keys, x.T, p.segment) and walks * x.H:
         walks = x.slots(p.segment)
         states = x.empty(walks, x.H, x.K, x.V)
         _states(x, p, arguments | {"states": states}, False, final, run)
         arguments |= {"SPLIT": True, "states": states, "final": None}
-    if walks:
-        run(kernel, walks * x.H * blocks, only(kernel, arguments), p)
-    return o, final
+    if walks * x.H:
+        run(kernel, walks * x.H * keys * blocks, only(kernel, arguments), p)
+    return _total(o).to(v.dtype), final
 
 
 def _states(
@@ -257,7 +257,7 @@ def _states(
         arguments |= {"k": x.q, "v": arguments["do"]}
         arguments |= {"sk" + a: arguments["sq" + a] for a in "bthd"}
         arguments |= {"sv" + a: arguments["so" + a] for a in "bthd"}
-    run(kernel, x.N * x.H * -(-x.V // p.BV), only(kernel, arguments), p)
+    run(kernel, x.N * x.H * -(-x.K // p.BK) * -(-x.V // p.BV), only(kernel, arguments), p)
 
 
 def backward(
@@ -289,7 +289,7 @@ def backward(
         q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, read, reverse, target, do, dstate
     )  # fmt: skip
     p = x.plan(True, precision, chunk_size, regime)
-    blocks, heads = -(-x.V // p.BV), -(-x.H // p.BH)
+    blocks, keys, heads = -(-x.V // p.BV), -(-x.K // p.BK), -(-x.H // p.BH)
     arguments = x.common(p)
     # With one block and one head for each head of q, what a kernel writes is the gradient itself.
     nq = heads if arguments.get("SHARE_Q") else x.H
@@ -297,16 +297,16 @@ def backward(
     lone_q, lone_k = blocks == 1 and nq == q.shape[2], blocks == 1 and nk == k.shape[2]
     dq = x.empty(blocks, x.B, x.T, nq, x.K, dtype=q.dtype if lone_q else None)
     dk = x.empty(blocks, x.B, x.T, nk, x.K, dtype=k.dtype if lone_k else None)
-    dv = x.empty(x.B, x.T, x.H, x.V, dtype=v.dtype)
+    dv = x.empty(keys, x.B, x.T, x.H, x.V, dtype=v.dtype if keys == 1 else None)
     dla = dA = dlb = ds0 = None
     if x.key != NONE:
-        width = (x.K,) if x.key == VECTOR else ()
-        dla = x.empty(blocks, x.B, x.T, x.H, *width)
+        vector = x.key == VECTOR
+        dla = x.empty(blocks if vector else blocks * keys, x.B, x.T, x.H, *((x.K,) if vector else ()))
     if x.lb is not None:
-        dlb = x.empty(x.B, x.T, x.H, x.V)
+        dlb = x.empty(keys, x.B, x.T, x.H, x.V)
     if initial_state is not None:
         ds0 = x.empty(x.N, x.H, x.K, x.V)
-    split = p.regime == "chunk" and use_split(schedule, x.target, x.N * x.H * blocks, x.T, p.segment)
+    split = p.regime == "chunk" and use_split(schedule, x.target, x.N * x.H * blocks * keys, x.T, p.segment)
     slots = x.slots(p.segment)
     walks = slots if split else x.N
     if x.key == OUTER:
@@ -347,18 +347,24 @@ def backward(
                 _states(x, p, arguments | adjoint_seed | {"states": arguments["dstates"]}, True, ds0, run)
             kernel = chunk.chunk_backward
             if walks:
-                run(kernel, walks * x.H * blocks, only(kernel, arguments | adjoint_seed), p)
+                run(kernel, walks * x.H * keys * blocks, only(kernel, arguments | adjoint_seed), p)
     dlog_decay = douter = dlog_decay_v = None
     if log_decay is not None and dla is not None:
-        dla = dla.sum(0) if blocks > 1 else dla[0]
+        dla = _total(dla)
         dlog_decay = (dla.sum((0, 1)) if log_decay.dim() == 1 else dla).to(log_decay.dtype)
     if outer is not None and dA is not None:
         douter = dA.sum((0, 1)).to(outer.dtype)
     if log_decay_v is not None and dlb is not None:
+        dlb = _total(dlb)
         dlog_decay_v = (dlb.sum((0, 1)) if log_decay_v.dim() == 2 else dlb).to(log_decay_v.dtype)
     if initial_state is not None and ds0 is not None:
         ds0 = ds0.to(initial_state.dtype)
-    return _gather(dq, q), _gather(dk, k), dv, dlog_decay, douter, dlog_decay_v, ds0
+    return _gather(dq, q), _gather(dk, k), _total(dv).to(v.dtype), dlog_decay, douter, dlog_decay_v, ds0
+
+
+def _total(partial: Tensor) -> Tensor:
+    """The sum over blocks, which come first."""
+    return partial[0] if partial.shape[0] == 1 else partial.sum(0)
 
 
 def _gather(partial: Tensor, like: Tensor) -> Tensor:
