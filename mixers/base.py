@@ -100,10 +100,10 @@ def same_shape(
     name: str, x: object, written: str, sizes: tuple[int | None, ...], device: torch.device
 ) -> None:
     """x is a tensor of these sizes, None standing for any."""
-    shown = "[" + ", ".join("any" if n is None else str(n) for n in sizes) + "]"
-    x = checks.tensor(name, x, f"{written} = {shown}")
-    good = x.ndim == len(sizes) and all(n is None or n == m for n, m in zip(sizes, x.shape, strict=True))
-    if not good:
+    x = checks.tensor(name, x, written)
+    if x.ndim != len(sizes) or any(n is not None and n != m for n, m in zip(sizes, x.shape, strict=True)):
+        # Written out only here: a compiled graph with free sizes cannot put them into words.
+        shown = "[" + ", ".join("any" if n is None else str(n) for n in sizes) + "]"
         raise ValueError(f"{name} has shape {checks.shape(x)}; accepted: {written} = {shown}")
     if x.device != device:
         raise ValueError(f"{name} is on {x.device}; accepted: the device of x, {device}")

@@ -234,11 +234,11 @@ def test_lower_bounds_grow_with_depth() -> None:
 
 
 def test_angles_keep_their_digits_far_out() -> None:
-    position = torch.tensor([[10**7 + 3]])
+    position = torch.tensor([[10**9 + 7]])
     theta = torch.tensor([0.7312], dtype=torch.float32)
     cos, sin = angles(position, theta)
-    want = cmath.exp(1j * (10**7 + 3) * float(theta))
-    assert abs(complex(cos.item(), sin.item()) - want) < 1e-8
+    want = cmath.exp(1j * (10**9 + 7) * float(theta))
+    assert abs(complex(cos.item(), sin.item()) - want) < 1e-6
 
 
 def test_slopes() -> None:
@@ -262,3 +262,13 @@ def test_mamba_starts_as_the_paper_says(make) -> None:
     assert dt.min() >= 1e-3 * (1 - 1e-4) and dt.max() <= 0.1 * (1 + 1e-4)
     assert abs(float(dt.detach().log10().mean()) + 2) < 0.15  # log-uniform: centred on 10^-2
     assert (m.D == 1).all()
+
+
+def test_unused_places_of_the_cache_are_zero(make) -> None:
+    """With a bias, the projections of padding are not."""
+    m = make("softmax", D, bias=True)
+    _, state = m(torch.randn(2, 2, D, dtype=torch.float64))
+    mask = torch.tensor([[True, True], [False, True]])
+    for s in (m(torch.randn(2, 2, D, dtype=torch.float64), s, mask)[1] for s in (None, state)):
+        for i, n in enumerate(s.position.tolist()):
+            assert s.keys[i, :n].any() and not s.keys[i, n:].any() and not s.values[i, n:].any()
