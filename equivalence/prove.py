@@ -16,10 +16,13 @@ import difflib
 import fnmatch
 import importlib.metadata
 import json
+import os
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +224,21 @@ def _list(console: Console) -> int:
     return 0
 
 
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Let hypothesis keep its notes in a temporary folder instead of the one the command is run in."""
+    name = "HYPOTHESIS_STORAGE_DIRECTORY"
+    if name in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="mixerzoo-") as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            del os.environ[name]
+
+
 def run(args: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:
@@ -242,7 +260,8 @@ def run(args: argparse.Namespace) -> int:
             def report(done: int, of: int, theorem: Theorem) -> None:
                 bar.update(task, completed=done, total=of, description=theorem.name)
 
-            outcomes = prove(args.names, args.quick, args.seed, args.text, report)
+            with _elsewhere():
+                outcomes = prove(args.names, args.quick, args.seed, args.text, report)
     except UnknownTheorem as e:
         print(f"mixerzoo prove: {e}", file=sys.stderr)
         return 2
