@@ -59,42 +59,67 @@ for _form, _statement in {
     THEOREMS(f"forms/{_form}", _statement, EVERYTHING, "exact")(_form_is_definition(_form))
 
 
-@THEOREMS(
-    "forms/chunk-body",
-    "One chunk of n steps (by the weight matrix where decay is a scalar, by the tree otherwise) is n steps "
-    "of the definition: outputs and state. With forms/loop, by induction: chunk = recurrent for every T.",
-    "every n from 1 to 64 (quick: eight of them), six orders, six kinds of decay",
-    "exact",
-)
-def chunk_body(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
-    lengths = (1, 2, 3, 4, 7, 8, 13, 33) if budget.quick else range(1, 65)
-    kinds = (
-        ("scalar", "keys, values")
-        if budget.quick
-        else ("no decay", "scalar", "keys", "values", "scalar, values", "keys, values")
-    )
-    longest = max(lengths)
-    cases = []
-    for order in ALL_ORDERS:
-        for kind in kinds:
-            p = Problem(longest, longest, order, False, (1, 1, 1), *blocks_of(kind), 1)
-            x = p.operands(rng)
-            c = steps(x).slice(0, longest)
-            # One walk gives the definition for every length: its outputs and states so far.
-            outs, states = [], [x.initial_state]
-            for t in range(longest):
-                o, S = forms.walk(one_step(c, t), states[-1], order)
-                outs.append(o)
-                states.append(S)
-            cases.append((order, kind, c, torch.cat(outs, -2), states))
-    for n in lengths:
-        for order, kind, c, outputs, states in cases:
-            o, S = forms.chunk(first_steps(c, n), states[0], order)
-            where = f"a chunk of n = {n}, order {order.events}, decay: {kind}, K = 2, V = 3"
-            equal("outputs of the chunk and of n steps", where, o, outputs[..., :n, :], "bhtv")
-            equal("states after the chunk and after n steps", where, S, states[n], "bhkv")
-            tally.exact(Problem(n).degree)
+class _Steps:
+    """A slice as a source of slices: one sequence in the layout of the forms."""
+
+    def __init__(self, c: Slice) -> None:
+        self.c = c
+
+    def __len__(self) -> int:
+        return int(self.c.v.shape[-2])
+
+    def slice(self, i: int, j: int) -> Slice:
+        return Slice(*(None if x is None else x[..., i:j, :] for x in self.c))
+
+
+def _body_is_definition(form: str) -> Any:
+    def check(budget: Budget, tally: Tally) -> None:
+        rng = budget.rng()
+        few = (1, 2, 3, 4, 7, 8, 13, 33)
+        lengths = few if budget.quick else range(1, 65)
+        every = ("scalar", "keys, values")  # by one matrix of weights; by weights of each channel
+        other = () if budget.quick else ("no decay", "keys", "values", "scalar, values")
+        longest = max(lengths)
+        cases = []
+        for order in ALL_ORDERS:
+            for kind in (*every, *other):
+                p = Problem(longest, longest, order, False, (1, 1, 1), *blocks_of(kind), 1)
+                x = p.operands(rng)
+                c = steps(x).slice(0, longest)
+                # One walk gives the definition for every length: its outputs and states so far.
+                outs, states = [], [x.initial_state]
+                for t in range(longest):
+                    o, S = forms.walk(one_step(c, t), states[-1], order)
+                    outs.append(o)
+                    states.append(S)
+                cases.append((order, kind, c, torch.cat(outs, -2), states))
+        for n in lengths:
+            for order, kind, c, outputs, states in cases:
+                if form != "chunk" and kind in other and n not in (*few, 32, 64):
+                    continue
+                pieces, S = forms.FORMS[form](_Steps(first_steps(c, n)), states[0], order, n)
+                where = f"a block of n = {n}, order {order.events}, decay: {kind}, K = 2, V = 3"
+                o = torch.cat(pieces, -2)
+                equal(f"outputs of the {form} form and of n steps", where, o, outputs[..., :n, :], "bhtv")
+                equal(f"states after the {form} form and after n steps", where, S, states[n], "bhkv")
+                tally.exact(Problem(n).degree)
+
+    return check
+
+
+for _form, _statement in {
+    "chunk": "One chunk of n steps (by the weight matrix where decay is a scalar, by the tree otherwise) is "
+    "n steps of the definition: outputs and state. With forms/loop, by induction: chunk = recurrent for all T.",
+    "parallel": "The attention of n steps is n steps of the definition: outputs and state.",
+    "scan": "One scan of n steps is n steps of the definition: outputs and state. See forms/scan-network.",
+}.items():
+    THEOREMS(
+        f"forms/{_form}-body",
+        _statement,
+        "every n from 1 to 64 (quick: eight of them), six orders, decays scalar and over keys and values; none, "
+        "over keys or values alone, scalar with values: as many n for chunk, ten for the others",
+        "exact",
+    )(_body_is_definition(_form))
 
 
 class _Intervals:
