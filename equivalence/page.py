@@ -51,10 +51,10 @@ CSS = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--back); color: var(--ink); line-height: 1.5;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
-main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
+main { max-width: 76rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
 h1 { font-size: 2rem; margin: 0 } h2 { margin: 3rem 0 .5rem; font-size: 1.4rem }
 h3 { margin: 1.75rem 0 .4rem; font-size: 1.05rem }
-p { max-width: 46rem } .thesis { font-size: 1.2rem; margin: .25rem 0 .75rem }
+p, pre { max-width: 46rem } .thesis { font-size: 1.2rem; margin: .25rem 0 .75rem }
 .equation { font: italic 1.15rem/1.6 Georgia, "DejaVu Serif", serif; overflow-x: auto; margin: 0 0 1rem }
 .soft, figcaption { color: var(--soft); font-size: .9rem }
 .verdict { font-weight: 600; padding: .6rem .9rem; border-radius: 8px; background: var(--card);
@@ -72,6 +72,8 @@ code, .name { font: .85rem/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono"
 .name { white-space: nowrap } .good { color: var(--good) } .bad { color: var(--bad); font-weight: 600 }
 .dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .45em;
   box-shadow: 0 0 0 1px var(--line) }
+details { border-bottom: 1px solid var(--line); padding: .5rem 0; max-width: 68rem }
+summary { cursor: pointer } nav { margin: 1rem 0; font-size: .95rem }
 figure { margin: 1.5rem 0 2.5rem } figcaption { max-width: 52rem; margin-top: .5rem }
 .picture { overflow-x: auto; background: #fff; border: 1px solid var(--line); border-radius: 8px }
 .picture img { display: block; width: 100%; min-width: 36rem }
@@ -116,15 +118,16 @@ def render(report: Report) -> str:
         f'<p class="equation">{EQUATION}</p>',
         _verdict(report),
         *(_failure(o) for o in report.failures),
-        "<h2>Figures</h2>",
-        *(_figure(drawn) for drawn in report.figures),
-        "<h2>Trained models</h2>",
-        _trained(report.trainings),
-        "<h2>Proofs</h2>",
+        _contents(),
+        '<h2 id="proofs">Proofs</h2>',
         _proofs(report.outcomes),
-        "<h2>The mixers</h2>",
+        '<h2 id="figures">Figures</h2>',
+        *(_figure(drawn) for drawn in report.figures),
+        '<h2 id="models">Trained models</h2>',
+        _trained(report.trainings),
+        '<h2 id="mixers">The mixers</h2>',
         _mixers(),
-        "<h2>How this page was made</h2>",
+        '<h2 id="made">How this page was made</h2>',
         _made(report),
     ]
     return (
@@ -172,6 +175,17 @@ def _verdict(report: Report) -> str:
     return f'<p class="verdict{"" if report.holds else " bad"}">{escape(text)}.</p>'
 
 
+def _contents() -> str:
+    parts = {
+        "proofs": "Proofs",
+        "figures": "Figures",
+        "models": "Trained models",
+        "mixers": "The mixers",
+        "made": "How this page was made",
+    }
+    return "<nav>" + " · ".join(f'<a href="#{a}">{text}</a>' for a, text in parts.items()) + "</nav>"
+
+
 def _failure(o: Outcome) -> str:
     return (
         f'<div class="failure"><span class="name">✗ {escape(o.name)}</span><br>{_text(o.statement)}<br>'
@@ -183,11 +197,13 @@ def _figure(drawn: Drawn) -> str:
     svg = io.BytesIO()
     with style():
         drawn.figure.savefig(svg, format="svg", metadata={"Date": None})
+    width = 100 * drawn.figure.get_figwidth()
     image = base64.b64encode(svg.getvalue()).decode()
     data = base64.b64encode(json.dumps(drawn.data).encode()).decode()
     return (
-        f'<figure id="{drawn.name}"><div class="picture"><img alt="{escape(drawn.title)}" '
-        f'src="data:image/svg+xml;base64,{image}"></div>\n<figcaption>{_text(drawn.caption)} '
+        f'<figure id="{drawn.name}"><div class="picture" style="max-width:{width:.0f}px">'
+        f'<img alt="{escape(drawn.title)}" src="data:image/svg+xml;base64,{image}"></div>\n'
+        f"<figcaption>{_text(drawn.caption)} "
         f'<a download="{drawn.name}.json" href="data:application/json;base64,{data}">The numbers.</a>'
         "</figcaption></figure>"
     )
@@ -224,7 +240,7 @@ def _trained(trainings: Mapping[str, Training]) -> str:
             )
         )
         samples.append(
-            f"<div>{_named(name)}<pre><b>{escape(_readable(PROMPT))}</b>{escape(_readable(sample.text))}</pre></div>"
+            f"<div>{_named(name)}<pre><b>{escape(_readable(PROMPT))}</b>{escape(_readable(sample.text).rstrip())}</pre></div>"
         )
     s = next(iter(trainings.values())).settings
     head = (
@@ -260,14 +276,29 @@ def _proofs(outcomes: Sequence[Outcome]) -> str:
     for o in outcomes:
         groups.setdefault(o.name.split("/")[0], []).append(o)
     for group, members in groups.items():
-        parts.append(f"<h3>{escape(GROUPS.get(group, group))}</h3>")
+        failed = sum(not o.passed for o in members)
+        # The mixers make one small table; other groups open on a click, or by themselves if one fails.
+        opened = " open" if failed or group == "mixers" else ""
+        parts.append(f"<details{opened}><summary>{_summary(group, members, failed)}</summary>")
         matrix = [o for o in members if o.name.count("/") == 2]
         rest = [o for o in members if o not in matrix]
         if rest:
             parts.append(_theorems(rest))
         if matrix:
             parts.append(_matrix(matrix))
+        parts.append("</details>")
     return "\n".join(parts)
+
+
+def _summary(group: str, members: Sequence[Outcome], failed: int) -> str:
+    mark = '<span class="bad">✗</span>' if failed else '<span class="good">✓</span>'
+    fails = f'<span class="bad">{failed} fail</span>, ' if failed else ""
+    cases = sum(o.cases for o in members)
+    evidence = ", ".join(dict.fromkeys(o.evidence for o in members))
+    return (
+        f"{mark} <b>{escape(GROUPS.get(group, group))}</b> "
+        f'<span class="soft">{fails}{len(members)} theorems, {cases:,} cases ({evidence})</span>'
+    )
 
 
 def _mark(o: Outcome) -> str:
@@ -277,8 +308,8 @@ def _mark(o: Outcome) -> str:
 def _theorems(outcomes: Sequence[Outcome]) -> str:
     rows = [
         (
-            f'{_mark(o)} <span class="name">{escape(o.name)}</span>',
-            _text(o.statement),
+            f'<span class="name">{_mark(o)} {escape(o.name)}</span>',
+            f'{_text(o.statement)}<br><span class="soft">over {_text(o.over)}</span>',
             escape(o.evidence),
             f"{o.cases:,}",
             escape(error_of(o)),

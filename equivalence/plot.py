@@ -69,12 +69,18 @@ def with_models(inputs: Inputs, progress: Progress) -> Inputs:
     """Inputs with a trained model of every mixer."""
     assert inputs.corpus is not None
     plan = inputs.plan
-    tasks = {name: progress.add_task(f"train {name}", total=plan.settings.steps) for name in plan.mixers}
+    steps = plan.settings.steps
+    tasks = {name: progress.add_task(f"train {name}", start=False, total=steps) for name in plan.mixers}
+
+    def advance(name: str) -> None:
+        progress.start_task(tasks[name])  # its clock runs from the first step
+        progress.advance(tasks[name])
+
     trainings = train_all(
         plan.mixers,
         inputs.corpus,
         plan.settings,
-        advance=lambda name: progress.advance(tasks[name]),
+        advance=advance,
         workers=min(cores(), 4),
     )
     return inputs._replace(trainings=trainings)

@@ -24,10 +24,10 @@ def one_thread() -> Iterator[None]:
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 5, seconds: float = 1.0) -> float:
-    """Median time of a call after one warm-up: at most `repeats` calls, fewer once `seconds` are spent."""
+    """Median time of a call after one warm-up: `repeats` calls, or three once `seconds` are spent."""
     call()
     times: list[float] = []
-    while len(times) < repeats and (not times or sum(times) < seconds):
+    while len(times) < repeats and (len(times) < 3 or sum(times) < seconds):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -28,7 +28,7 @@ PROMPT, SAMPLE = b"The ", 240  # what a trained model is asked to continue, and 
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 300
+    steps: int = 400
     d_model: int = 64
     layers: int = 2
     length: int = 128
@@ -206,13 +206,15 @@ def train_all(
     context = multiprocessing.get_context("spawn")  # forking a process that has run torch can hang
     steps: Any = context.Queue()
     with ProcessPoolExecutor(workers, context, _start_worker, (steps,)) as pool:
-        pending = {m: pool.submit(_train_in_worker, m, corpus.text, settings) for m in mixers}
+        # The largest first, so that none is left to run alone at the end.
+        order = sorted(mixers, key=lambda m: -_size(m, settings))
+        pending = {m: pool.submit(_train_in_worker, m, corpus.text, settings) for m in order}
         while not all(future.done() for future in pending.values()):
             with contextlib.suppress(queue.Empty):
                 advance(steps.get(timeout=0.2))
         while not steps.empty():
             advance(steps.get())
-        return {m: pickle.loads(future.result()) for m, future in pending.items()}
+        return {m: pickle.loads(pending[m].result()) for m in mixers}
 
 
 _steps: Any = None  # in a worker, where it reports its steps
@@ -228,6 +230,12 @@ def _train_in_worker(mixer: str, text: bytes, settings: Settings) -> bytes:
     """Pickled here: multiprocessing would pass tensors through shared memory, scarce in containers."""
     result = train(mixer, Corpus(text, settings.length), settings, advance=partial(_steps.put, mixer))
     return pickle.dumps(result)
+
+
+def _size(mixer: str, settings: Settings) -> int:
+    """Parameters of a model, counted without making it."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in LanguageModel(mixer, settings.d_model, settings.layers).parameters())
 
 
 def cores() -> int:

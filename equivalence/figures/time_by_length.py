@@ -33,32 +33,32 @@ def measure(
     advance: Advance = nothing,
     d_model: int = 64,
 ) -> dict[str, Any]:
-    """Lengths that would overrun a mixer's share of `seconds` are left out for it."""
-    mixers = {}
-    for name in names:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            mixer = registry.build(name, d_model).eval()
-            x = torch.randn(1, max(lengths), d_model)
-        budget, start = seconds / len(names), time.perf_counter()
-        done: list[int] = []
-        times: list[float] = []
-        for n in lengths:
-            spent = time.perf_counter() - start
-            # Two calls are the least one can measure, and each may grow quadratically at worst.
-            growth = min(4.0, max(2.0, times[-1] / times[-2])) if len(times) > 1 else 2.0
-            over = bool(times) and spent + 2 * times[-1] * growth > budget
-            if not over:
+    """All mixers at a length before the next: what would overrun `seconds` in all is left out."""
+    mixers: dict[str, dict[str, Any]] = {}
+    built = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x = torch.randn(1, max(lengths), d_model)
+        for name in names:
+            built[name] = registry.build(name, d_model).eval()
+            mixers[name] = {"lengths": [], "seconds": []}
+    stopped: set[str] = set()
+    start = time.perf_counter()
+    for n in lengths:
+        for name, m in mixers.items():
+            if m["seconds"] and name not in stopped:
+                # A warm-up and three calls are the least worth a median, and each may grow quadratically.
+                expected = 4 * m["seconds"][-1] * (n / m["lengths"][-1]) ** 2
+                if time.perf_counter() - start + expected > seconds:
+                    stopped.add(name)
+            if name not in stopped:
                 with torch.no_grad(), one_thread():
-                    times.append(median_seconds(partial(mixer, x[:, :n]), 5, budget / 8))
-                done.append(n)
+                    m["seconds"].append(median_seconds(partial(built[name], x[:, :n]), 7, seconds / 60))
+                m["lengths"].append(n)
             advance()
-        tail = slice(-FITTED, None)
-        mixers[name] = {
-            "lengths": done,
-            "seconds": times,
-            "exponent": exponent(done[tail], times[tail]) if len(done) > 1 else None,
-        }
+    for m in mixers.values():
+        last = slice(-FITTED, None)
+        m["exponent"] = exponent(m["lengths"][last], m["seconds"][last]) if len(m["lengths"]) > 1 else None
     return {"machine": machine(), "d_model": d_model, "batch": 1, "dtype": "float32", "mixers": mixers}
 
 
