@@ -109,15 +109,16 @@ def _body_is_definition(form: str) -> Any:
 
 for _form, _statement in {
     "chunk": "One chunk of n steps (by the weight matrix where decay is a scalar, by the tree otherwise) is "
-    "n steps of the definition: outputs and state. With forms/loop, by induction: chunk = recurrent for all T.",
+    "n steps of the definition: outputs and state. With forms/loop, by induction, chunk = recurrent for all "
+    "T.",
     "parallel": "The attention of n steps is n steps of the definition: outputs and state.",
     "scan": "One scan of n steps is n steps of the definition: outputs and state. See forms/scan-network.",
 }.items():
     THEOREMS(
         f"forms/{_form}-body",
         _statement,
-        "every n from 1 to 64 (quick: eight of them), six orders, decays scalar and over keys and values; none, "
-        "over keys or values alone, scalar with values: as many n for chunk, ten for the others",
+        "every n from 1 to 64 (quick: eight of them), six orders, decays scalar and over keys and values; "
+        "none, over keys or values alone, scalar with values: as many n for chunk, ten for the others",
         "exact",
     )(_body_is_definition(_form))
 
