@@ -31,11 +31,11 @@ from .decay import (
     after_matrix,
     base2,
     before_matrix,
-    half_sums,
-    half_sums_adjoint,
+    halves_matrix,
     load_key_decay,
     load_rows,
     pairs_mask,
+    product,
     sequence_of,
     slot_of,
     span,
@@ -80,7 +80,7 @@ def advance(S, k, v, la, lb, la_next, KEY: tl.constexpr, VALUE: tl.constexpr, TR
     elif KEY != NONE:
         S = S * tl.exp2(tl.sum(la, 0))
         k = k.to(ACC) * tl.exp2(tl.cumsum(la_next, 0, reverse=True))[:, None]
-    return S + tl.dot(tl.trans(k.to(DOT)), v.to(DOT), input_precision=PREC, out_dtype=ACC)
+    return S + product(tl.trans(k.to(DOT)), v.to(DOT), PREC, ACC)
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def retreat(G, q, do, la, lb, la_read, KEY: tl.constexpr, VALUE: tl.constexpr, T
     elif KEY != NONE:
         G = G * tl.exp2(tl.sum(la, 0))
         q = q * tl.exp2(tl.cumsum(la_read, 0))[:, None]
-    return G + tl.dot(tl.trans(q.to(DOT)), do.to(DOT), input_precision=PREC, out_dtype=ACC)
+    return G + product(tl.trans(q.to(DOT)), do.to(DOT), PREC, ACC)
 
 
 @triton.jit
@@ -143,12 +143,12 @@ def chunk_states(
     chunks = ((length + C - 1) // C).to(tl.int32)
     per: tl.constexpr = SEGMENT // C
     segments = (chunks + per - 1) // per
-    for i in range(0, segments):
+    for i in tl.range(0, segments, disable_licm=True):
         g = segments - 1 - i if ADJOINT else i
         tl.store(states + ((slot + g) * H + h) * K * V + tile, S, mask=in_s)
         begin = g * per
         end = tl.minimum(chunks, begin + per)
-        for j in range(begin, end):
+        for j in tl.range(begin, end, disable_licm=True):
             c = end - 1 - (j - begin) if ADJOINT else j
             t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
             kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
@@ -221,7 +221,7 @@ def chunk_forward(
         seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
         S += tl.load(initial + seed, mask=in_s, other=0.0).to(ACC)
     r = tl.arange(0, C)
-    for c in range(begin, end):
+    for c in tl.range(begin, end, disable_licm=True):
         t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
         qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
         kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
@@ -239,7 +239,7 @@ def chunk_forward(
             qd = qs
             if KEY != NONE:
                 qd = qs * tl.exp2(sums(upto, lat, SUMS, ACC))
-            out = tl.dot(qd.to(DOT), S.to(DOT), input_precision=PREC, out_dtype=ACC)
+            out = product(qd.to(DOT), S.to(DOT), PREC, ACC)
             if VALUE:
                 out *= tl.exp2(sums(upto, lbt, SUMS, ACC))
             # within the chunk
@@ -248,21 +248,21 @@ def chunk_forward(
                 P += tl.where(r[:, None] == r[None, :], tl.sum(qs * kf, 1)[:, None], 0.0)
                 if VALUE:
                     out += tl.sum(qs * kf, 1)[:, None] * vt.to(ACC)
-            for level in tl.static_range(LEVELS):
+            for level in tl.range(0, LEVELS, disable_licm=True):
                 ql, kl = qs, kf
                 if KEY != NONE:
-                    w = tl.exp2(half_sums(lat, level, C, STRICT, SUMS, ACC))
+                    w = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lat, SUMS, ACC))
                     ql, kl = qs * w, kf * w
-                Pl = tl.dot(ql.to(DOT), tl.trans(kl.to(DOT)), input_precision=PREC, out_dtype=ACC)
+                Pl = product(ql.to(DOT), tl.trans(kl.to(DOT)), PREC, ACC)
                 Pl = tl.where(pairs_mask(level, C), Pl, 0.0)
                 if VALUE:
-                    u = tl.exp2(half_sums(lbt, level, C, STRICT, SUMS, ACC))
+                    u = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lbt, SUMS, ACC))
                     vl = (vt.to(ACC) * u).to(DOT)
-                    out += u * tl.dot(Pl.to(DOT), vl, input_precision=PREC, out_dtype=ACC)
+                    out += u * product(Pl.to(DOT), vl, PREC, ACC)
                 else:
                     P += Pl
             if not VALUE:
-                out += tl.dot(P.to(DOT), vt.to(DOT), input_precision=PREC, out_dtype=ACC)
+                out += product(P.to(DOT), vt.to(DOT), PREC, ACC)
         else:
             lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
             lar = lat
@@ -276,12 +276,12 @@ def chunk_forward(
             else:
                 W = tl.where(r[:, None] >= r[None, :] + STRICT, 1.0, 0.0).to(ACC)
             qd = qt.to(DOT)
-            P = tl.dot(qd, tl.trans(kt.to(DOT)), input_precision=PREC, out_dtype=ACC)
-            out = tl.dot(qd, S.to(DOT), input_precision=PREC, out_dtype=ACC)
+            P = product(qd, tl.trans(kt.to(DOT)), PREC, ACC)
+            out = product(qd, S.to(DOT), PREC, ACC)
             if KEY != NONE:
                 out *= tl.exp2(tl.cumsum(lar, 0))[:, None]
             P *= W
-            out += tl.dot(P.to(DOT), vt.to(DOT), input_precision=PREC, out_dtype=ACC)
+            out += product(P.to(DOT), vt.to(DOT), PREC, ACC)
             out *= scale
         tl.store(o + t * (H * V) + (rel[:, None] * (H * V) + e[None, :]), out, mask=live[:, None] & in_v[None, :])
         S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
@@ -353,11 +353,11 @@ def chunk_backward(
         seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
         G += tl.load(dstate + seed, mask=in_s, other=0.0).to(ACC)
     r = tl.arange(0, C)
-    for j in range(0, end - begin):
+    for j in tl.range(0, end - begin, disable_licm=True):
         c = end - 1 - j
         # the state before this chunk, from the stored start of its segment
         S = tl.load(states + ((slot + c // per) * H + h) * K * V + tile, mask=in_s, other=0.0)
-        for p in range(c // per * per, c):
+        for p in tl.range(c // per * per, c, disable_licm=True):
             t, rel, live = steps(p * C, length, first, C, REVERSE, INDEX)
             kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
             vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
@@ -400,9 +400,9 @@ def chunk_backward(
                 vd, dod = vf * wv, dof * wo
             qd, kd, vd, dod = qd.to(DOT), kd.to(DOT), vd.to(DOT), dod.to(DOT)
             Sd, Gd = S.to(DOT), G.to(DOT)
-            gq = tl.dot(dod, tl.trans(Sd), input_precision=PREC, out_dtype=ACC)
-            gk = tl.dot(vd, tl.trans(Gd), input_precision=PREC, out_dtype=ACC)
-            gv = tl.dot(kd, Gd, input_precision=PREC, out_dtype=ACC)
+            gq = product(dod, tl.trans(Sd), PREC, ACC)
+            gk = product(vd, tl.trans(Gd), PREC, ACC)
+            gv = product(kd, Gd, PREC, ACC)
             through = S * G
             if KEY != NONE:
                 gq, gk = gq * wq, gk * wk
@@ -410,7 +410,7 @@ def chunk_backward(
             if VALUE:
                 gv = gv * wv
                 through *= tl.exp2(tl.sum(lbt, 0))[None, :]
-                go = wo * tl.dot(qd, Sd, input_precision=PREC, out_dtype=ACC)
+                go = wo * product(qd, Sd, PREC, ACC)
                 ub = sums(before_matrix(C, STRICT, True, SUMS), dof * go, SUMS, ACC)
                 ub += sums(after_matrix(C, True, SUMS), vf * gv, SUMS, ACC)
                 ub += tl.sum(through, 0)[None, :]
@@ -418,6 +418,8 @@ def chunk_backward(
                 ua = sums(before_matrix(C, STRICT, True, SUMS), qf * gq, SUMS, ACC)
                 ua += sums(after_matrix(C, True, SUMS), kf * gk, SUMS, ACC)
                 ua += tl.sum(through, 1)[None, :]
+            # neither S nor G is needed below: what follows has the registers to itself
+            G = retreat(G, qf, dot, lat, lbt, lat, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
             # within the chunk: the diagonal, then the levels of the tree
             P = tl.zeros([C, C], ACC)
             if not STRICT:
@@ -430,42 +432,41 @@ def chunk_backward(
                 else:
                     P += tl.where(r[:, None] == r[None, :], p0, 0.0)
             if not VALUE:
-                gP = tl.dot(dof.to(DOT), tl.trans(vf.to(DOT)), input_precision=PREC, out_dtype=ACC)
-            for level in tl.static_range(LEVELS):
+                gP = product(dof.to(DOT), tl.trans(vf.to(DOT)), PREC, ACC)
+            for level in tl.range(0, LEVELS, disable_licm=True):
                 pairs = pairs_mask(level, C)
                 if VALUE:
-                    u = tl.exp2(half_sums(lbt, level, C, STRICT, SUMS, ACC))
+                    u = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lbt, SUMS, ACC))
                     vl, dol = (vf * u).to(DOT), (dof * u).to(DOT)
-                    gPl = tl.dot(dol, tl.trans(vl), input_precision=PREC, out_dtype=ACC)
+                    gPl = product(dol, tl.trans(vl), PREC, ACC)
                     gPl = tl.where(pairs, gPl, 0.0).to(DOT)
                 else:
                     gPl = tl.where(pairs, gP, 0.0).to(DOT)
                 ql, kl = qf, kf
                 if KEY != NONE:
-                    w = tl.exp2(half_sums(lat, level, C, STRICT, SUMS, ACC))
+                    w = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lat, SUMS, ACC))
                     ql, kl = qf * w, kf * w
                 ql, kl = ql.to(DOT), kl.to(DOT)
-                Pl = tl.dot(ql, tl.trans(kl), input_precision=PREC, out_dtype=ACC)
+                Pl = product(ql, tl.trans(kl), PREC, ACC)
                 Pl = tl.where(pairs, Pl, 0.0)
-                gql = tl.dot(gPl, kl, input_precision=PREC, out_dtype=ACC)
-                gkl = tl.dot(tl.trans(gPl), ql, input_precision=PREC, out_dtype=ACC)
+                gql = product(gPl, kl, PREC, ACC)
+                gkl = product(tl.trans(gPl), ql, PREC, ACC)
                 if KEY != NONE:
                     gql, gkl = gql * w, gkl * w
-                    ua += half_sums_adjoint(qf * gql + kf * gkl, level, C, STRICT, SUMS, ACC)
+                    ua += sums(halves_matrix(level, C, STRICT, True, SUMS), qf * gql + kf * gkl, SUMS, ACC)
                 gq += gql
                 gk += gkl
                 if VALUE:
                     Pd = Pl.to(DOT)
-                    gol = u * tl.dot(Pd, vl, input_precision=PREC, out_dtype=ACC)
-                    gvl = u * tl.dot(tl.trans(Pd), dol, input_precision=PREC, out_dtype=ACC)
-                    ub += half_sums_adjoint(dof * gol + vf * gvl, level, C, STRICT, SUMS, ACC)
+                    gol = u * product(Pd, vl, PREC, ACC)
+                    gvl = u * product(tl.trans(Pd), dol, PREC, ACC)
+                    ub += sums(halves_matrix(level, C, STRICT, True, SUMS), dof * gol + vf * gvl, SUMS, ACC)
                     gv += gvl
                 else:
                     P += Pl
             if not VALUE:
-                gv += tl.dot(tl.trans(P.to(DOT)), dof.to(DOT), input_precision=PREC, out_dtype=ACC)
+                gv += product(tl.trans(P.to(DOT)), dof.to(DOT), PREC, ACC)
             gq *= scale
-            G = retreat(G, qf, dot, lat, lbt, lat, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
             at = rel[:, None] * H
             if VALUE:
                 tl.store(dlb + t * (H * V) + (at * V + e[None, :]), ub, mask=live[:, None] & in_v[None, :])
@@ -487,19 +488,26 @@ def chunk_backward(
             qd, kd, vd, dod = qt.to(DOT), kt.to(DOT), vt.to(DOT), dot.to(DOT)
             Sd, Gd = S.to(DOT), G.to(DOT)
             if KEY != NONE:
-                W = tl.where(r[:, None] > r[None, :] + STRICT, lar[:, None], 0.0)
-                W = tl.where(r[:, None] >= r[None, :] + STRICT, tl.exp2(tl.cumsum(W, 0)) * scale, 0.0)
                 wq = tl.exp2(tl.cumsum(lar, 0)) * scale
                 wk = tl.exp2(tl.cumsum(las, 0, reverse=True))
             else:
-                W = tl.where(r[:, None] >= r[None, :] + STRICT, scale, 0.0).to(ACC)
                 wq = tl.zeros([C], ACC) + scale
                 wk = tl.zeros([C], ACC) + 1.0
-            P = tl.dot(qd, tl.trans(kd), input_precision=PREC, out_dtype=ACC)
-            gP = tl.dot(dod, tl.trans(vd), input_precision=PREC, out_dtype=ACC) * W
-            gq = tl.dot(dod, tl.trans(Sd), input_precision=PREC, out_dtype=ACC) * wq[:, None]
-            gk = tl.dot(vd, tl.trans(Gd), input_precision=PREC, out_dtype=ACC) * wk[:, None]
-            gv = tl.dot(kd, Gd, input_precision=PREC, out_dtype=ACC) * wk[:, None]
+            gq = product(dod, tl.trans(Sd), PREC, ACC) * wq[:, None]
+            gk = product(vd, tl.trans(Gd), PREC, ACC) * wk[:, None]
+            gv = product(kd, Gd, PREC, ACC) * wk[:, None]
+            if KEY != NONE:
+                through = tl.sum(tl.sum(S * G, 1), 0) * tl.exp2(tl.sum(lat, 0))
+            G = retreat(
+                G, qt.to(ACC) * scale, dot, lat, lbt, lar, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS
+            )
+            if KEY != NONE:
+                W = tl.where(r[:, None] > r[None, :] + STRICT, lar[:, None], 0.0)
+                W = tl.where(r[:, None] >= r[None, :] + STRICT, tl.exp2(tl.cumsum(W, 0)) * scale, 0.0)
+            else:
+                W = tl.where(r[:, None] >= r[None, :] + STRICT, scale, 0.0).to(ACC)
+            P = product(qd, tl.trans(kd), PREC, ACC)
+            gP = product(dod, tl.trans(vd), PREC, ACC) * W
             if KEY != NONE:
                 # pairs with s < r <= t (r < t if STRICT): sum over t by a scan, over s by a masked sum
                 x = tl.cumsum(tl.sum(qt.to(ACC) * gq, 1), 0, reverse=True)
@@ -511,16 +519,12 @@ def chunk_backward(
                     x += tl.sum(tl.where(r[None, :] < r[:, None], y[None, :], 0.0), 1)
                 else:
                     x += tl.sum(tl.where(r[None, :] < r[:, None], U + y[None, :], 0.0), 1)
-                x += tl.sum(tl.sum(S * G, 1), 0) * tl.exp2(tl.sum(lat, 0))
-                tl.store(dla + t * H + rel * H, x, mask=live)
+                tl.store(dla + t * H + rel * H, x + through, mask=live)
             P = (P * W).to(DOT)
             gP = gP.to(DOT)
-            gq += tl.dot(gP, kd, input_precision=PREC, out_dtype=ACC)
-            gk += tl.dot(tl.trans(gP), qd, input_precision=PREC, out_dtype=ACC)
-            gv += tl.dot(tl.trans(P), dod, input_precision=PREC, out_dtype=ACC)
-            G = retreat(
-                G, qt.to(ACC) * scale, dot, lat, lbt, lar, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS
-            )
+            gq += product(gP, kd, PREC, ACC)
+            gk += product(tl.trans(gP), qd, PREC, ACC)
+            gv += product(tl.trans(P), dod, PREC, ACC)
         at = rel[:, None] * H
         tl.store(dq + t * (H * K) + (at * K + d[None, :]), gq, mask=live[:, None] & in_k[None, :])
         tl.store(dk + t * (H * K) + (at * K + d[None, :]), gk, mask=live[:, None] & in_k[None, :])

@@ -80,8 +80,7 @@ def _precisions(
     if all(x in (torch.bfloat16, torch.float16) for x in operands):
         # tf32 keeps the ten bits of fp16 without its range: a state may grow past 65504
         low = True
-    # three TF32 passes reach float32 accuracy on NVIDIA; AMD matrix units multiply float32 as it is
-    return torch.float32, ("tf32" if low else "tf32x3") if nvidia else "ieee", torch.bfloat16
+    return torch.float32, ("tf32" if nvidia else "ieee") if low else "pieces", torch.bfloat16
 
 
 def plan(
@@ -116,7 +115,7 @@ def plan(
         return Plan(regime, tree, C, BK, BV, BH, C, warps, 1, dot, acc, prec, sums)
     BK = min(power(K, 16), 64)
     C = 16 if tree else min(64, power(chunk_size or 64, 16))
-    BV = min(power(V, 16), 64)
+    BV = min(power(V, 16), 32 if backward else 64)
     warps, stages = 8, 1
     if acc == torch.float64:
         C, BV = 16, 16

@@ -120,61 +120,66 @@ def after_matrix(C: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
 
 @triton.jit
 def halves_matrix(
-    LEVEL: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr
+    level, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr
 ):
-    """[C, C] of 0/1 for one level of the tree: blocks of 2^LEVEL, even ones left, odd ones right.
+    """[C, C] of 0/1 for one level of the tree: blocks of 2^level, even ones left, odd ones right.
 
     A row of a right block sums its block up to itself (without itself if STRICT): its distance from the boundary.
     A row of a left block sums what follows it in its block. So one product serves both sides of every pair."""
     r = tl.arange(0, C)
     row = r[None, :] if TRANSPOSED else r[:, None]
     col = r[:, None] if TRANSPOSED else r[None, :]
-    right = ((row >> LEVEL) & 1) == 1
+    right = ((row >> level) & 1) == 1
     upto = (col < row) if STRICT else (col <= row)
-    pick = ((row >> LEVEL) == (col >> LEVEL)) & ((right & upto) | ((right == 0) & (col > row)))
+    pick = ((row >> level) == (col >> level)) & ((right & upto) | ((right == 0) & (col > row)))
     return tl.where(pick, 1.0, 0.0).to(SUMS)
 
 
 @triton.jit
-def pairs_mask(LEVEL: tl.constexpr, C: tl.constexpr):
+def pairs_mask(level, C: tl.constexpr):
     """[C, C]: row in a right block of this level, column in the left block beside it."""
     row = tl.arange(0, C)[:, None]
     col = tl.arange(0, C)[None, :]
-    return ((row >> (LEVEL + 1)) == (col >> (LEVEL + 1))) & ((row >> LEVEL) > (col >> LEVEL))
+    return ((row >> (level + 1)) == (col >> (level + 1))) & ((row >> level) > (col >> level))
+
+
+@triton.jit
+def pieces(x, DTYPE: tl.constexpr):
+    """float32 x as three bfloat16 pieces which add up to it exactly, in DTYPE."""
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+    return high.to(DTYPE), middle.to(DTYPE), low.to(DTYPE)
 
 
 @triton.jit
 def sums(matrix, x, SUMS: tl.constexpr, ACC: tl.constexpr):
     """A 0/1 matrix [C, C] in SUMS times x [C, D] in ACC: sums of rows of x.
 
-    float32 is cut into three bfloat16 pieces which add up to it exactly, so that tensor cores give what float32
-    addition gives. (TF32 in three passes: twice the instructions, and 22 bits.) SUMS is bfloat16 for that, float32
-    where the interpreter has no bfloat16 product, float64 for float64, which needs no pieces."""
+    float32 is cut into bfloat16 pieces, so that tensor cores give what float32 addition gives. SUMS is bfloat16 for
+    that, float32 where the interpreter has no bfloat16 product, float64 for float64, which needs no pieces."""
     if ACC == tl.float64:
         return tl.dot(matrix, x, input_precision="ieee", out_dtype=ACC)
-    high = x.to(tl.bfloat16)
-    rest = x - high.to(ACC)
-    middle = rest.to(tl.bfloat16)
-    low = (rest - middle.to(ACC)).to(tl.bfloat16)
-    total = tl.dot(matrix, low.to(SUMS), input_precision="ieee", out_dtype=ACC)
-    total = tl.dot(matrix, middle.to(SUMS), total, input_precision="ieee", out_dtype=ACC)
-    return tl.dot(matrix, high.to(SUMS), total, input_precision="ieee", out_dtype=ACC)
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        high, middle, low = pieces(x, SUMS)
+        total = tl.dot(matrix, low, input_precision="ieee", out_dtype=ACC)
+        total = tl.dot(matrix, middle, total, input_precision="ieee", out_dtype=ACC)
+        return tl.dot(matrix, high, total, input_precision="ieee", out_dtype=ACC)
 
 
 @triton.jit
-def half_sums(x, LEVEL: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr):
-    """Log-decays between each step and the boundary of its pair of blocks (see halves_matrix): [C, D]."""
-    if LEVEL == 0:  # blocks of one step: only its own, on the right
-        r = tl.arange(0, C)[:, None]
-        return tl.where((r & 1 == 1) & (not STRICT), x, 0.0)
-    return sums(halves_matrix(LEVEL, C, STRICT, False, SUMS), x, SUMS, ACC)
-
-
-@triton.jit
-def half_sums_adjoint(
-    x, LEVEL: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr
-):
-    """The transpose of half_sums."""
-    if LEVEL == 0:
-        return half_sums(x, LEVEL, C, STRICT, SUMS, ACC)
-    return sums(halves_matrix(LEVEL, C, STRICT, True, SUMS), x, SUMS, ACC)
+def product(x, y, PREC: tl.constexpr, ACC: tl.constexpr):
+    """x @ y, accumulated in ACC. PREC "pieces": float32 accuracy from six bfloat16 products, the others being below
+    2^-24. (Three TF32 ones: as many instructions for fewer bits, and operands twice the size in registers.)"""
+    if PREC == "pieces":
+        x1, x2, x3 = pieces(x, tl.bfloat16)
+        y1, y2, y3 = pieces(y, tl.bfloat16)
+        total = tl.dot(x3, y1, out_dtype=ACC)
+        total = tl.dot(x1, y3, total, out_dtype=ACC)
+        total = tl.dot(x2, y2, total, out_dtype=ACC)
+        total = tl.dot(x2, y1, total, out_dtype=ACC)
+        total = tl.dot(x1, y2, total, out_dtype=ACC)
+        return tl.dot(x1, y1, total, out_dtype=ACC)
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        return tl.dot(x, y, input_precision=PREC, out_dtype=ACC)
