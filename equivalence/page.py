@@ -79,6 +79,8 @@ figure { margin: 1.5rem 0 2.5rem } figcaption { max-width: 52rem; margin-top: .5
 .picture img { display: block; width: 100%; min-width: 36rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); border-radius: 8px;
   padding: .6rem .9rem; margin: .3rem 0 1rem; font-size: .85rem }
+.samples { display: grid; gap: 0 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)) }
 pre b { color: var(--soft) } dl { display: grid; grid-template-columns: max-content 1fr;
   gap: .2rem 1rem; font-size: .9rem; max-width: 52rem } dt { color: var(--soft) } dd { margin: 0 }
 a { color: inherit }
@@ -262,8 +264,10 @@ def _trained(trainings: Mapping[str, Training]) -> str:
         "</p>"
         + _table(head, rows, range(1, 8))
         + f'<h3>What they write</h3><p class="soft">{SAMPLE} bytes after the prompt, one step for each, at '
-        "temperature 0.6. So small a model, after seconds of training, spells better than it reasons.</p>"
+        "temperature 0.6. So small a model, after so little training, spells better than it reasons.</p>"
+        + '<div class="samples">'
         + "\n".join(samples)
+        + "</div>"
     )
 
 

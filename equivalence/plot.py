@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"figures (default: all): {', '.join(FIGURES)}"
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("figures"), metavar="DIR")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report/figures"), metavar="DIR")
     add_training_arguments(parser)
 
 

@@ -71,10 +71,11 @@ class Corpus:
         return windows[:, :-1], windows[:, 1:]
 
     def sentence(self, n: int) -> bytes:
-        """The longest plain sentence of at most n bytes in the validation text, or its first n bytes."""
+        """A plain sentence of at most n bytes from the validation text, or a clause, or its first n bytes."""
         text = bytes(self.validation.tolist())
-        found = re.findall(rb"(?<=[a-z][.] )[A-Z][a-z, ]{%d,%d}[.]" % (n // 2, n - 2), text)
-        return max(found, key=len, default=text[:n])
+        clauses = re.findall(rb"(?<=[ \n])[A-Z][a-z]+(?: [a-z]+)+[.,:]", text)
+        fitting = [c for c in clauses if n // 2 <= len(c) <= n]
+        return max(fitting, key=lambda c: (c.endswith(b"."), len(c)), default=text[:n])
 
 
 @dataclass(frozen=True)

@@ -10,5 +10,5 @@ from . import attention_maps, error_by_length, form_costs, learning_curves, memo
 
 FIGURES: dict[str, ModuleType] = {
     m.NAME: m
-    for m in (learning_curves, attention_maps, memory_horizon, error_by_length, time_by_length, form_costs)
+    for m in (attention_maps, learning_curves, memory_horizon, error_by_length, time_by_length, form_costs)
 }

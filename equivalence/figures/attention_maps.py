@@ -34,7 +34,7 @@ def measure(
     trainings: Mapping[str, Training],
     corpus: Corpus,
     advance: Advance = nothing,
-    length: int = 40,
+    length: int = 32,
 ) -> dict[str, Any]:
     sentence = corpus.sentence(length)
     tokens = torch.tensor([list(sentence)])
@@ -63,7 +63,7 @@ def draw(data: dict[str, Any]) -> Drawn:
     rows = math.ceil(len(names) / columns)
     title = finding(data)
     subtitle = (
-        "Implicit attention maps of the trained byte models on a sentence they have not seen "
+        "Implicit attention maps of trained byte models on words they have not seen "
         "(rows: outputs; columns: inputs; share of each row's weight)"
     )
     panel, left, gap, between = 2.95, 0.45, 0.5, 0.35

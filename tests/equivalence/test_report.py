@@ -36,7 +36,7 @@ def run(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `mixerzoo report` with these outcomes and the tiny models; returns status and page."""
 
     def ran(outcomes: list[Outcome], figures: int = len(FIGURES)) -> tuple[int, str]:
-        monkeypatch.setattr(report, "FIGURES", list(FIGURES)[:figures])
+        monkeypatch.setattr(report, "FIGURES", list(FIGURES)[-figures:])
         monkeypatch.setattr(report, "prove", lambda **options: outcomes)
         monkeypatch.setattr(report, "prepare", lambda steps, text: inputs)
         monkeypatch.setattr(
