@@ -68,11 +68,12 @@ def one_of(name: str, value: object, accepted: tuple[object, ...]) -> None:
 
 def shaped(name: str, x: object, device: torch.device, *accepted: tuple[str, tuple[int, ...]]) -> Tensor:
     """x is a floating tensor of one of the shapes, each given as (how it is written, sizes)."""
-    described = " or ".join(f"{written} = {list(sizes)}" for written, sizes in accepted)
-    x = tensor(name, x, described)
+    x = tensor(name, x, " or ".join([written for written, _ in accepted]))
     floating(name, x)
     same_device(name, x, device)
     if not any(tuple(x.shape) == sizes for _, sizes in accepted):
+        # Only here: a compiled graph with sizes left open cannot write them out.
+        described = " or ".join([f"{written} = {list(sizes)}" for written, sizes in accepted])
         raise ValueError(f"{name} has shape {shape(x)}; accepted: {described}")
     return x
 

@@ -25,6 +25,17 @@ class Problem(NamedTuple):
     value_vector: bool  # values decay too
 
 
+def scan_block(p: Problem) -> int:
+    """Steps to scan at a time: as many as keep their states in a cache, 2^18 numbers, but 32 at least."""
+    return max(32, (1 << 18) // max(1, p.batch * p.heads * p.key_dim * p.value_dim))
+
+
+def parallel_block(p: Problem) -> int:
+    """Queries at a time: as many rows of the attention map as keep its weights near 2^24 numbers."""
+    wide = max(p.key_dim if p.key_vector else 1, p.value_dim if p.value_vector else 1)
+    return max(1, min(p.length, (1 << 24) // max(1, p.batch * p.heads * p.length * wide)))
+
+
 def estimate(form: str, p: Problem, size: int) -> float:
     """Estimated seconds of one forward pass."""
     lanes, T, K, V = p.batch * p.heads, p.length, p.key_dim, p.value_dim
@@ -45,7 +56,8 @@ def estimate(form: str, p: Problem, size: int) -> float:
         per_pair = (20 + 15 * vectors) * ELEMENT + 2 * (K + V) * FLOP
         return 30 * CALL + carry + lanes * T * T * per_pair
     if form == "scan":
-        return 20 * math.log2(T + 1) * CALL + lanes * T * K * V * 20 * ELEMENT
+        C = min(scan_block(p), T)
+        return math.ceil(T / C) * 20 * math.log2(C + 1) * CALL + lanes * T * K * V * 35 * ELEMENT
     raise ValueError(form)
 
 

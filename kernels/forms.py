@@ -98,6 +98,11 @@ def causal(i: int, n: int, order: Order, like: Array) -> Array:
     return (r[i:, None] > r) if order.strict else (r[i:, None] >= r)
 
 
+def cut(c: Slice, i: int, j: int) -> Slice:
+    """Steps i..j of a slice."""
+    return Slice(*(None if x is None else x[..., i:j, :] for x in c))
+
+
 # ------------------------------------------------------------------ recurrent
 
 
@@ -105,7 +110,7 @@ def walk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """The definition: one step at a time."""
     outs = []
     for t in range(c.v.shape[-2]):
-        q, k, v, la, lb = (None if x is None else x[..., t : t + 1, :] for x in c)
+        q, k, v, la, lb = cut(c, t, t + 1)
         for event in order.events:
             if event == "D":
                 S = decay_state(S, la, lb)
@@ -137,7 +142,7 @@ def attend(c: Slice, S: Array, order: Order, rows: int | None = None) -> Result:
     outs = []
     for i in range(0, n, rows or n):
         j = min(i + (rows or n), n)
-        part = Slice(*(None if x is None else x[..., :j, :] for x in c))
+        part = cut(c, 0, j)
         P = weights(part, i, order)
         if part.lb is None:
             o = P @ part.v
@@ -288,8 +293,8 @@ def associative_scan(x: tuple[Array, ...], n: int) -> tuple[Array, ...]:
     return _map(interleave, even, odd)
 
 
-def scan(c: Slice, S: Array, order: Order) -> Result:
-    """Associative scan over (la, lb, S): every state at once, so memory of T·K·V."""
+def scanned_states(c: Slice, S: Array, order: Order) -> Array:
+    """The states before, between and after all steps of a slice: [..., C + 1, K, V]."""
     n = c.v.shape[-2]
     k, v = c.k, c.v
     if order.key_decayed:
@@ -300,19 +305,25 @@ def scan(c: Slice, S: Array, order: Order) -> Result:
     def with_start(x: Array) -> Array:
         return None if x is None else _cat([_first_zero(x), x])
 
-    states = associative_scan((with_start(c.la), with_start(c.lb), _cat([start, writes], -3)), n + 1)[2]
-    before, after = states[..., :-1, :, :], states[..., 1:, :, :]
+    return associative_scan((with_start(c.la), with_start(c.lb), _cat([start, writes], -3)), n + 1)[2]
+
+
+def decay_steps(S: Array, c: Slice) -> Array:
+    """One step's decay on each of its states [..., C, K, V]."""
+    la, lb = (None if x is None else x[..., None, :] for x in (c.la, c.lb))
+    return decay_state(S, la, lb)
+
+
+def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
+    """Associative scan over (la, lb, S): every state of the slice at once, C·K·V numbers."""
+    states = scanned_states(c, S, order)
     if order.events[-1] == "R":
-        read = after
+        read = states[..., 1:, :, :]
     else:
-        read = before
+        read = states[..., :-1, :, :]
         for event in order.events[: order.events.index("R")]:
-            if event == "A":
-                read = read + c.k[..., :, None] * c.v[..., None, :]
-            else:
-                la, lb = (None if x is None else x[..., None, :] for x in (c.la, c.lb))
-                read = decay_state(read, la, lb)
-    return [(c.q[..., None, :] @ read)[..., 0, :]], after[..., -1, :, :]
+            read = read + c.k[..., :, None] * c.v[..., None, :] if event == "A" else decay_steps(read, c)
+    return torch.sum(c.q[..., :, None] * read, -2), states[..., -1, :, :]
 
 
 # ------------------------------------------------------------------ drivers
@@ -343,8 +354,8 @@ def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:
 
 
 def scan_form(steps: Source, S: Array, order: Order, size: int) -> Result:
-    del size
-    return scan(steps.slice(0, len(steps)), S, order)
+    """A scan of `size` steps at a time (which bounds the memory of the states)."""
+    return in_blocks(steps, S, order, size, scan)
 
 
 FORMS: dict[str, Callable[[Source, Array, Order, int], Result]] = {

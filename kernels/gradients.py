@@ -25,13 +25,16 @@ from .forms import (
     _carry,
     _cat,
     causal,
+    cut,
     decay_state,
+    decay_steps,
     decayed,
     halves,
     is_scalar,
     pad_time,
     power_of_two,
     prefix,
+    scanned_states,
     segment_sums,
     suffix,
     total,
@@ -161,26 +164,23 @@ def chunk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tup
 
 def walk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
     """The definition, differentiated: forward through the block keeping its states, then back."""
-
-    def at(x: Array, t: int) -> Array:
-        return None if x is None else x[..., t : t + 1, :]
-
     n = c.v.shape[-2]
     read: list[Array] = []
     faded: list[Array] = []
     for t in range(n):
+        _, k, v, la, lb = cut(c, t, t + 1)
         for event in order.events:
             if event == "D":
-                S = decay_state(S, at(c.la, t), at(c.lb, t))
+                S = decay_state(S, la, lb)
                 faded.append(S)
             elif event == "A":
-                S = S + at(c.k, t).mT * at(c.v, t)
+                S = S + k.mT * v
             else:
                 read.append(S)
     grads: list[Gradients] = []
     for t in range(n - 1, -1, -1):
-        q, k, v, la, lb = (at(x, t) for x in c)
-        g = at(do, t)
+        q, k, v, la, lb = cut(c, t, t + 1)
+        g = do[..., t : t + 1, :]
         dq: Array = None
         dk: Array = None
         dv: Array = None
@@ -203,9 +203,57 @@ def walk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
     return Gradients(*joined), G
 
 
+# ------------------------------------------------------------------ block by block, all steps at once
+
+
+def scan_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
+    """The same for all steps of the block at once: two scans give every S and every G, C·K·V numbers each."""
+
+    def back(x: Array) -> Array:
+        return None if x is None else x.flip(-2)
+
+    state = scanned_states(c, S, order)[..., :-1, :, :]
+    adjoint = Slice(back(c.k), back(c.q), back(do), back(c.la), back(c.lb))
+    later = scanned_states(adjoint, G, order.adjoint).flip(-3)
+    G, G_start = later[..., 1:, :, :], later[..., 0, :, :]
+    q, k = c.q[..., :, None], c.k[..., :, None]
+    v, g = c.v[..., None, :], do[..., None, :]
+    read: Array = None
+    faded: Array = None
+    for event in order.events:
+        if event == "D":
+            state = faded = decay_steps(state, c)
+        elif event == "A":
+            state = state + k * v
+        else:
+            read = state
+    dq: Array = None
+    dk: Array = None
+    dv: Array = None
+    dla: Array = None
+    dlb: Array = None
+    for event in order.events[::-1]:
+        if event == "R":
+            dq = torch.sum(read * g, -1)
+            G = G + q * g
+        elif event == "A":
+            dk, dv = torch.sum(G * v, -1), torch.sum(G * k, -2)
+        else:
+            if c.la is not None or c.lb is not None:
+                pairs = faded * G
+                dla = None if c.la is None else _like(torch.sum(pairs, -1), c.la)
+                dlb = None if c.lb is None else torch.sum(pairs, -2)
+            G = decay_steps(G, c)
+    return Gradients(dq, dk, dv, dla, dlb), G_start
+
+
 # ------------------------------------------------------------------ the two sweeps
 
-GRADIENTS: dict[str, BlockGradient] = {"chunk": chunk_gradient, "recurrent": walk_gradient}
+GRADIENTS: dict[str, BlockGradient] = {
+    "chunk": chunk_gradient,
+    "recurrent": walk_gradient,
+    "scan": scan_gradient,
+}
 
 
 def states_at(steps: Source, S: Array, order: Order, size: int, carry: Body | None = None) -> list[Array]:

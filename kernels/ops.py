@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import checks, triton_core
-from .choose import Problem, choose_form
+from .choose import Problem, choose_form, parallel_block, scan_block
 from .forms import FORMS
 from .gradients import vjp
 from .order import READS
@@ -25,8 +25,8 @@ CHUNK = 64
 # exp(dt·A) is e^A to the power dt: 0 for A = -inf and dt > 0, 1 for dt = 0. Any A as low as this is
 # as good as -inf, and its product with dt = 0 is not NaN.
 LOWEST = -1e30
-# The recurrent gradient keeps the states of one block.
-GRADIENT_KIND = {"recurrent": "recurrent", "chunk": "chunk", "parallel": "chunk", "scan": "chunk"}
+# The parallel form has the gradient of the chunk form: its own would need T×T weights again.
+GRADIENT_KIND = {"recurrent": "recurrent", "chunk": "chunk", "parallel": "chunk", "scan": "scan"}
 
 
 class Options(NamedTuple):
@@ -91,27 +91,24 @@ def _finite_outer(x: Operands) -> Operands:
     return x if x.outer is None else x._replace(outer=x.outer.to(_acc(x)).clamp_min(LOWEST))
 
 
-def form_of(x: Operands, o: Options) -> str:
-    if o.form != "auto":
-        return o.form
+def _problem(x: Operands) -> Problem:
     b, t, h, V = x.v.shape
     if x.cu_seqlens is not None:
         t = max(1, t // (x.cu_seqlens.shape[0] - 1))
     key_vector = x.outer is not None or (x.log_decay is not None and x.log_decay.ndim == 4)
-    problem = Problem(b, t, h, x.k.shape[3], V, key_vector, x.log_decay_v is not None)
-    return choose_form(problem, o.chunk_size or CHUNK)
+    return Problem(b, t, h, x.k.shape[3], V, key_vector, x.log_decay_v is not None)
+
+
+def form_of(x: Operands, o: Options) -> str:
+    return choose_form(_problem(x), o.chunk_size or CHUNK) if o.form == "auto" else o.form
 
 
 def _block(x: Operands, o: Options, form: str) -> int:
-    if form != "parallel":
-        return o.chunk_size or CHUNK
-    # As many rows of the attention map at once as keep its weights near 16 million numbers.
-    wide = max(
-        x.k.shape[3] if x.log_decay is not None and (x.log_decay.ndim == 4 or x.outer is not None) else 1,
-        x.v.shape[3] if x.log_decay_v is not None else 1,
-    )
-    pairs = max(1, x.v.shape[0] * x.v.shape[2] * x.v.shape[1] * wide)
-    return o.chunk_size or max(1, min(x.v.shape[1], (1 << 24) // pairs))
+    """Steps that a form takes at a time."""
+    if o.chunk_size is not None:
+        return o.chunk_size
+    blocks = {"parallel": parallel_block, "scan": scan_block}
+    return blocks[form](_problem(x)) if form in blocks else CHUNK
 
 
 def _steps(x: Operands, o: Options, start: int, stop: int, dtype: torch.dtype) -> Steps:
@@ -169,7 +166,7 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
     dtype, order = _acc(x), READS[o.read]
     x = _finite_outer(x)
     kind = GRADIENT_KIND[form_of(x, o)]
-    size = o.chunk_size or CHUNK
+    size = _block(x, o, kind)
     found: list[Gradients] = []
     states = []
     with _full_precision(x.v.device, o.precision):
@@ -196,8 +193,7 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
 # Spelled with Optional: the schema of an operator is inferred from the annotations.
 
 
-@torch.library.custom_op("mixerzoo::recurrence", mutates_args=())
-def recurrence_op(
+def _recurrence(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -243,8 +239,7 @@ def _triton_options(o: Options) -> dict[str, Any]:
     }
 
 
-@recurrence_op.register_fake
-def _(
+def _fake_recurrence(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -263,8 +258,7 @@ def _(
 Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("mixerzoo::recurrence_backward", mutates_args=())
-def backward_op(
+def _recurrence_backward(
     do: Tensor,
     dstate: Tensor,
     q: Tensor,
@@ -306,8 +300,7 @@ def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
     return g.q, g.k, g.v, g.la, g.outer, g.lb, dstate
 
 
-@backward_op.register_fake
-def _(do: Tensor, dstate: Tensor, *args: Any) -> Seven:
+def _fake_backward(do: Tensor, dstate: Tensor, *args: Any) -> Seven:
     xs = args[:7]
     return tuple(  # type: ignore[return-value]
         do.new_empty(0) if y is None else y.new_empty(y.shape) for y in xs
@@ -324,9 +317,6 @@ def _differentiate(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Any, ...]:
     grads = backward_op(do, dstate, *ctx.saved_tensors, *ctx.options)
     wanted = (g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
     return (*wanted, None, *(None for _ in Options._fields))
-
-
-recurrence_op.register_autograd(_differentiate, setup_context=_remember)
 
 
 def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
@@ -360,4 +350,15 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
     return (*grads_out, *(None for _ in Options._fields))
 
 
-backward_op.register_autograd(_differentiate_again, setup_context=_remember)
+def _register(name: str, run: Any, fake: Any, differentiate: Any) -> Any:
+    """An operator of torch. (`torch.library.custom_op` would import the compiler at the first call.)"""
+    full = f"mixerzoo::{name}"
+    torch.library.define(full, torch.library.infer_schema(run, mutates_args=()))
+    torch.library.impl(full, "CompositeExplicitAutograd", run)
+    torch.library.register_fake(full, fake)
+    torch.library.register_autograd(full, differentiate, setup_context=_remember)
+    return getattr(torch.ops.mixerzoo, name).default
+
+
+recurrence_op = _register("recurrence", _recurrence, _fake_recurrence, _differentiate)
+backward_op = _register("recurrence_backward", _recurrence_backward, _fake_backward, _differentiate_again)

@@ -34,7 +34,7 @@ def loop(
     if la is None:
         la = torch.zeros(H, dtype=dtype)
     elif isinstance(la, OuterDecay):
-        la = la.dt[..., None] * la.A.clamp_min(-1e30)
+        la = la.dt[..., None] * la.A.to(dtype).clamp_min(-1e30)
     la = {1: lambda x: x[:, None], 3: lambda x: x[..., None], 4: lambda x: x}[la.ndim](la)
     a = la.to(dtype).exp().expand(B, T, H, K)
     b = torch.zeros(H, V, dtype=dtype) if log_decay_v is None else log_decay_v

@@ -97,6 +97,7 @@ def _vjp_is_derivative(kind: str) -> Any:
 for _kind, _statement in {
     "chunk": "The gradient in blocks (matrix products, straddle form) is the derivative of the recurrence.",
     "recurrent": "The gradient step by step is the derivative of the recurrence.",
+    "scan": "The gradient by two scans (states, and their gradients) is the derivative of the recurrence.",
 }.items():
     THEOREMS(
         f"gradients/{_kind}",
@@ -122,10 +123,10 @@ def _tangents(c: Slice, S: Any, order: Order, do: Any, n: int) -> list[tuple[int
     "gradients/chunk-body",
     "The gradient of one block of n steps, given the state at its start and the gradient of the state at its "
     "end, is the derivative of n steps of the definition: all operands, and the state at the start. The "
-    "gradient of a sequence is a sweep of these (gradients/chunk, gradients/recurrent): by the chain rule, "
-    "for every T.",
+    "gradient of a sequence is a sweep of these (gradients/chunk, -/recurrent, -/scan): by the chain "
+    "rule, for every T.",
     "every n from 1 to 64 (quick: eight of them), six orders, scalar decay and decays over keys and values "
-    "(four other kinds: ten n), the gradient by matrices and the one step by step",
+    "(four other kinds: ten n), the gradients by matrices, step by step and by scans",
     "exact",
 )
 def chunk_body(budget: Budget, tally: Tally) -> None:
