@@ -59,10 +59,11 @@ def finding(data: dict[str, Any]) -> str:
     longest = max(series[AUTO]["lengths"])
     last = {form: series[form]["seconds"][-1] for form in FORMS if series[form]["lengths"][-1] == longest}
     quick, slow = min(last, key=lambda f: last[f]), max(last, key=lambda f: last[f])
-    return (
-        f"At {longest:,} steps {quick} is {last[slow] / last[quick]:,.0f} times as fast as {slow}; "
-        f'form="auto" takes at most {max(ratios):.1f} times the best form\'s time'
-    )
+    gain, worst = last[slow] / last[quick], max(ratios)
+    text = f"At {longest:,} steps {quick} is {gain:,.{0 if gain >= 10 else 1}f} times as fast as {slow}"
+    if worst < 1.05:
+        return f'{text}; form="auto" is as fast as the best form at every length'
+    return f'{text}; form="auto" takes at most {worst:.1f} times the best form\'s time'
 
 
 def draw(data: dict[str, Any]) -> Drawn:
