@@ -30,7 +30,12 @@ from .config import Plan, Target
 
 TARGETS = {"sm_80": config.SM_80, "sm_90": config.SM_90, "sm_100": config.SM_100, "gfx942": config.GFX942}
 SHARED = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}  # bytes a block may use
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 DECAYS = ("scalar", "key", "both", "outer", "mamba1", "hgrn")
 _MATRIX = re.compile(r"\b(HMMA|DMMA|HGMMA|QGMMA|UTC\w*MMA|v_s?mfma_\w+)\b[\w.]*")
 
@@ -92,8 +97,7 @@ def launches(case: Case) -> list[tuple[Any, dict[str, Any], Plan]]:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     def record(kernel: Any, grid: int, arguments: dict[str, Any], plan: Plan) -> None:
-        if all(kernel is not k for k, _, _ in found):
-            found.append((kernel, arguments, plan))
+        found.append((kernel, arguments, plan))
 
     shared_heads = 1 if case.decay in ("mamba1", "hgrn") else H
     q, k = (tensor(B, T, shared_heads, K, dtype=dtype) for _ in range(2))
@@ -181,8 +185,19 @@ def compile_case(case: Case, kernels: tuple[str, ...] = ()) -> list[Row]:
         block = f"{plan.C}x{plan.BK}x{plan.BV}" + (f"x{plan.BH}" if plan.regime == "recurrent" else "")
         rows.append(
             Row(
-                case.target, kernel.__name__, case.decay, case.dtype, case.head_dim, block, plan.warps, registers,
-                spills, compiled.metadata.shared, SHARED[case.target], matrix, time.perf_counter() - start,
+                case.target,
+                kernel.__name__,
+                case.decay,
+                case.dtype,
+                case.head_dim,
+                block,
+                plan.warps,
+                registers,
+                spills,
+                compiled.metadata.shared,
+                SHARED[case.target],
+                matrix,
+                time.perf_counter() - start,
             )  # fmt: skip
         )
     return rows
@@ -219,7 +234,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command line. Returns 1 if any row has a problem."""
     parser = argparse.ArgumentParser(prog="python -m mixerzoo.kernels.triton_core.aot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="may be given again; default all")
+    parser.add_argument(
+        "--target", action="append", choices=list(TARGETS), help="may be given again; default all"
+    )
     parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="default bfloat16 and float32")
     parser.add_argument("--head-dim", action="append", type=int, help="default 64 and 128")
     parser.add_argument("--decay", action="append", choices=DECAYS, help="default all")
@@ -251,7 +268,9 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
     Console(width=180).print(table)
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) | {"problems": row.problems} for row in rows], indent=1))
+        options.json.write_text(
+            json.dumps([asdict(row) | {"problems": row.problems} for row in rows], indent=1)
+        )
     bad = [row for row in rows if row.problems]
     for row in bad:
         print(f"{row.target} {row.kernel} {row.decay} {row.dtype} {row.head_dim}: {'; '.join(row.problems)}")

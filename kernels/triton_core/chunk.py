@@ -297,7 +297,7 @@ def chunk_backward(
     sob, sot, soh, sod, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
     SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
-    REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
+    REVERSE: tl.constexpr, SPLIT: tl.constexpr, THROUGH: tl.constexpr, WITHIN: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
     VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Gradients, as sums over the block of keys and values of each program, which the caller adds up:
@@ -347,7 +347,7 @@ def chunk_backward(
     if SPLIT:
         begin = ((walk - slot) * per).to(tl.int32)
         end = tl.minimum(end, begin + per)
-        if begin < end:
+        if THROUGH and begin < end:
             G += tl.load(dstates + (walk * H + h) * K * V + tile, mask=in_s, other=0.0)
     elif INITIAL:
         seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
@@ -355,177 +355,214 @@ def chunk_backward(
     r = tl.arange(0, C)
     for j in tl.range(0, end - begin, disable_licm=True):
         c = end - 1 - j
-        # the state before this chunk, from the stored start of its segment
-        S = tl.load(states + ((slot + c // per) * H + h) * K * V + tile, mask=in_s, other=0.0)
-        for p in tl.range(c // per * per, c, disable_licm=True):
-            t, rel, live = steps(p * C, length, first, C, REVERSE, INDEX)
-            kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
-            vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
+        gq = tl.zeros([C, BK], ACC)
+        gk = tl.zeros([C, BK], ACC)
+        gv = tl.zeros([C, BV], ACC)
+        ua = tl.zeros([C, BK], ACC)
+        ub = tl.zeros([C, BV], ACC)
+        x = tl.zeros([C], ACC)
+        dt = tl.zeros([C], ACC)
+        t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
+        if THROUGH:
+            # the state before this chunk, from the stored start of its segment
+            S = tl.load(states + ((slot + c // per) * H + h) * K * V + tile, mask=in_s, other=0.0)
+            for p in tl.range(c // per * per, c, disable_licm=True):
+                t, rel, live = steps(p * C, length, first, C, REVERSE, INDEX)
+                kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
+                vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
+                lbt = tl.zeros([C, BV], ACC)
+                if VALUE:
+                    lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
+                if TREE:
+                    lat, _ = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
+                    las = tl.zeros([C], ACC)
+                else:
+                    lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
+                    las = load_shifted(la, p * C, length, first, sat, 1, REVERSE, INDEX, KEY, C, ACC)
+                S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
+
+            # through the states at both ends of the chunk
+            t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
             lbt = tl.zeros([C, BV], ACC)
             if VALUE:
                 lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
             if TREE:
-                lat, _ = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
-                las = tl.zeros([C], ACC)
+                lat, dt = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
+                # writes: what the gradient G of the state after the chunk says
+                kf = load_rows(k, t, rel, live, d, in_k, skt, skd).to(ACC)
+                vf = load_rows(v, t, rel, live, e, in_v, svt, svd).to(ACC)
+                kd, vd = kf, vf
+                if KEY != NONE:
+                    wk = tl.exp2(sums(after_matrix(C, False, SUMS), lat, SUMS, ACC))
+                    kd = kf * wk
+                if VALUE:
+                    wv = tl.exp2(sums(after_matrix(C, False, SUMS), lbt, SUMS, ACC))
+                    vd = vf * wv
+                Gd = G.to(DOT)
+                gk += product(vd.to(DOT), tl.trans(Gd), PREC, ACC)
+                gv += product(kd.to(DOT), Gd, PREC, ACC)
+                both = S * G
+                if KEY != NONE:
+                    gk *= wk
+                    ua += sums(after_matrix(C, True, SUMS), kf * gk, SUMS, ACC)
+                    both *= tl.exp2(tl.sum(lat, 0))[:, None]
+                if VALUE:
+                    gv *= wv
+                    ub += sums(after_matrix(C, True, SUMS), vf * gv, SUMS, ACC)
+                    both *= tl.exp2(tl.sum(lbt, 0))[None, :]
+                    ub += tl.sum(both, 0)[None, :]
+                if KEY != NONE:
+                    ua += tl.sum(both, 1)[None, :]
+                # reads: what the state S before the chunk says
+                qf = load_rows(q, t, rel, live, d, in_k, sqt, sqd).to(ACC) * scale
+                dof = load_rows(do, t, rel, live, e, in_v, sot, sod).to(ACC)
+                qd, dod = qf, dof
+                if KEY != NONE:
+                    wq = tl.exp2(sums(before_matrix(C, STRICT, False, SUMS), lat, SUMS, ACC))
+                    qd = qf * wq
+                if VALUE:
+                    wo = tl.exp2(sums(before_matrix(C, STRICT, False, SUMS), lbt, SUMS, ACC))
+                    dod = dof * wo
+                Sd = S.to(DOT)
+                gq += product(dod.to(DOT), tl.trans(Sd), PREC, ACC)
+                if KEY != NONE:
+                    gq *= wq
+                    ua += sums(before_matrix(C, STRICT, True, SUMS), qf * gq, SUMS, ACC)
+                if VALUE:
+                    go = wo * product(qd.to(DOT), Sd, PREC, ACC)
+                    ub += sums(before_matrix(C, STRICT, True, SUMS), dof * go, SUMS, ACC)
+                G = retreat(G, qf, dof, lat, lbt, x, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
+            else:
+                qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
+                kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
+                vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
+                dot = load_rows(do, t, rel, live, e, in_v, sot, sod)
+                lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
+                lar = lat
+                if STRICT:
+                    lar = load_shifted(la, c * C, length, first, sat, -1, REVERSE, INDEX, KEY, C, ACC)
+                las = load_shifted(la, c * C, length, first, sat, 1, REVERSE, INDEX, KEY, C, ACC)
+                qd, kd, vd, dod = qt.to(DOT), kt.to(DOT), vt.to(DOT), dot.to(DOT)
+                Sd, Gd = S.to(DOT), G.to(DOT)
+                if KEY != NONE:
+                    wq = tl.exp2(tl.cumsum(lar, 0)) * scale
+                    wk = tl.exp2(tl.cumsum(las, 0, reverse=True))
+                else:
+                    wq = tl.zeros([C], ACC) + scale
+                    wk = tl.zeros([C], ACC) + 1.0
+                gq = product(dod, tl.trans(Sd), PREC, ACC) * wq[:, None]
+                gk = product(vd, tl.trans(Gd), PREC, ACC) * wk[:, None]
+                gv = product(kd, Gd, PREC, ACC) * wk[:, None]
+                if KEY != NONE:
+                    x += tl.sum(tl.sum(S * G, 1), 0) * tl.exp2(tl.sum(lat, 0))
+                    y = tl.sum(qt.to(ACC) * gq, 1)
+                    x += tl.sum(tl.where(r[None, :] >= r[:, None] + STRICT, y[None, :], 0.0), 1)
+                    y = tl.sum(kt.to(ACC) * gk, 1)
+                    x += tl.sum(tl.where(r[None, :] < r[:, None], y[None, :], 0.0), 1)
+                G = retreat(
+                    G, qt.to(ACC) * scale, dot, lat, lbt, lar, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS
+                )
+        if THROUGH and WITHIN:
+            # Inputs are read again (from cache) behind a barrier: otherwise the compiler keeps every form of them
+            # that the first half made, and the registers overflow.
+            tl.debug_barrier()
+        if WITHIN:
+            qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
+            kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
+            vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
+            dot = load_rows(do, t, rel, live, e, in_v, sot, sod)
+            lbt = tl.zeros([C, BV], ACC)
+            if VALUE:
+                lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
+            if TREE:
+                lat, dt = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
+                qf, kf = qt.to(ACC) * scale, kt.to(ACC)
+                vf, dof = vt.to(ACC), dot.to(ACC)
+                P = tl.zeros([C, C], ACC)
+                if not STRICT:
+                    p0 = tl.sum(qf * kf, 1)[:, None]
+                    g0 = tl.sum(dof * vf, 1)[:, None]
+                    gq += g0 * kf
+                    gk += g0 * qf
+                    if VALUE:
+                        gv += p0 * dof
+                    else:
+                        P += tl.where(r[:, None] == r[None, :], p0, 0.0)
+                if not VALUE:
+                    gP = product(dof.to(DOT), tl.trans(vf.to(DOT)), PREC, ACC)
+                for level in tl.range(0, LEVELS, disable_licm=True):
+                    pairs = pairs_mask(level, C)
+                    if VALUE:
+                        u = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lbt, SUMS, ACC))
+                        vl, dol = (vf * u).to(DOT), (dof * u).to(DOT)
+                        gPl = product(dol, tl.trans(vl), PREC, ACC)
+                        gPl = tl.where(pairs, gPl, 0.0).to(DOT)
+                    else:
+                        gPl = tl.where(pairs, gP, 0.0).to(DOT)
+                    ql, kl = qf, kf
+                    if KEY != NONE:
+                        w = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lat, SUMS, ACC))
+                        ql, kl = qf * w, kf * w
+                    ql, kl = ql.to(DOT), kl.to(DOT)
+                    Pl = product(ql, tl.trans(kl), PREC, ACC)
+                    Pl = tl.where(pairs, Pl, 0.0)
+                    gql = product(gPl, kl, PREC, ACC)
+                    gkl = product(tl.trans(gPl), ql, PREC, ACC)
+                    if KEY != NONE:
+                        gql, gkl = gql * w, gkl * w
+                        ua += sums(halves_matrix(level, C, STRICT, True, SUMS), qf * gql + kf * gkl, SUMS, ACC)
+                    gq += gql
+                    gk += gkl
+                    if VALUE:
+                        Pd = Pl.to(DOT)
+                        gol = u * product(Pd, vl, PREC, ACC)
+                        gvl = u * product(tl.trans(Pd), dol, PREC, ACC)
+                        ub += sums(halves_matrix(level, C, STRICT, True, SUMS), dof * gol + vf * gvl, SUMS, ACC)
+                        gv += gvl
+                    else:
+                        P += Pl
+                if not VALUE:
+                    gv += product(tl.trans(P.to(DOT)), dof.to(DOT), PREC, ACC)
             else:
                 lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
-                las = load_shifted(la, p * C, length, first, sat, 1, REVERSE, INDEX, KEY, C, ACC)
-            S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
-
-        t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
-        qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
-        kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
-        vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
-        dot = load_rows(do, t, rel, live, e, in_v, sot, sod)
-        lbt = tl.zeros([C, BV], ACC)
-        if VALUE:
-            lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
+                lar = lat
+                if STRICT:
+                    lar = load_shifted(la, c * C, length, first, sat, -1, REVERSE, INDEX, KEY, C, ACC)
+                qd, kd, vd, dod = qt.to(DOT), kt.to(DOT), vt.to(DOT), dot.to(DOT)
+                if KEY != NONE:
+                    W = tl.where(r[:, None] > r[None, :] + STRICT, lar[:, None], 0.0)
+                    W = tl.where(r[:, None] >= r[None, :] + STRICT, tl.exp2(tl.cumsum(W, 0)) * scale, 0.0)
+                else:
+                    W = tl.where(r[:, None] >= r[None, :] + STRICT, scale, 0.0).to(ACC)
+                P = product(qd, tl.trans(kd), PREC, ACC)
+                gP = product(dod, tl.trans(vd), PREC, ACC) * W
+                if KEY != NONE:
+                    # pairs with s < r <= t (r < t if STRICT): sum over t by a scan, over s by a masked sum
+                    U = tl.cumsum(P * gP, 0, reverse=True)
+                    y = tl.sum(tl.where(r[None, :] + STRICT < r[:, None], U, 0.0), 1)
+                    if STRICT:  # y is of the step after
+                        y = tl.sum(tl.where(r[None, :] == r[:, None] + 1, y[None, :], 0.0), 1)
+                    x += y
+                P = (P * W).to(DOT)
+                gP = gP.to(DOT)
+                gq += product(gP, kd, PREC, ACC)
+                gk += product(tl.trans(gP), qd, PREC, ACC)
+                gv += product(tl.trans(P), dod, PREC, ACC)
+        at = rel[:, None] * H
         if TREE:
-            lat, dt = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
-            qf, kf = qt.to(ACC) * scale, kt.to(ACC)
-            vf, dof = vt.to(ACC), dot.to(ACC)
-            # through the states at both ends of the chunk
-            qd, kd, vd, dod = qf, kf, vf, dof
-            if KEY != NONE:
-                wq = tl.exp2(
-                    sums(before_matrix(C, STRICT, False, SUMS), lat, SUMS, ACC)
-                )
-                wk = tl.exp2(sums(after_matrix(C, False, SUMS), lat, SUMS, ACC))
-                qd, kd = qf * wq, kf * wk
-            if VALUE:
-                wo = tl.exp2(
-                    sums(before_matrix(C, STRICT, False, SUMS), lbt, SUMS, ACC)
-                )
-                wv = tl.exp2(sums(after_matrix(C, False, SUMS), lbt, SUMS, ACC))
-                vd, dod = vf * wv, dof * wo
-            qd, kd, vd, dod = qd.to(DOT), kd.to(DOT), vd.to(DOT), dod.to(DOT)
-            Sd, Gd = S.to(DOT), G.to(DOT)
-            gq = product(dod, tl.trans(Sd), PREC, ACC)
-            gk = product(vd, tl.trans(Gd), PREC, ACC)
-            gv = product(kd, Gd, PREC, ACC)
-            through = S * G
-            if KEY != NONE:
-                gq, gk = gq * wq, gk * wk
-                through *= tl.exp2(tl.sum(lat, 0))[:, None]
-            if VALUE:
-                gv = gv * wv
-                through *= tl.exp2(tl.sum(lbt, 0))[None, :]
-                go = wo * product(qd, Sd, PREC, ACC)
-                ub = sums(before_matrix(C, STRICT, True, SUMS), dof * go, SUMS, ACC)
-                ub += sums(after_matrix(C, True, SUMS), vf * gv, SUMS, ACC)
-                ub += tl.sum(through, 0)[None, :]
-            if KEY != NONE:
-                ua = sums(before_matrix(C, STRICT, True, SUMS), qf * gq, SUMS, ACC)
-                ua += sums(after_matrix(C, True, SUMS), kf * gk, SUMS, ACC)
-                ua += tl.sum(through, 1)[None, :]
-            # neither S nor G is needed below: what follows has the registers to itself
-            G = retreat(G, qf, dot, lat, lbt, lat, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
-            # within the chunk: the diagonal, then the levels of the tree
-            P = tl.zeros([C, C], ACC)
-            if not STRICT:
-                p0 = tl.sum(qf * kf, 1)[:, None]
-                g0 = tl.sum(dof * vf, 1)[:, None]
-                gq += g0 * kf
-                gk += g0 * qf
-                if VALUE:
-                    gv += p0 * dof
-                else:
-                    P += tl.where(r[:, None] == r[None, :], p0, 0.0)
-            if not VALUE:
-                gP = product(dof.to(DOT), tl.trans(vf.to(DOT)), PREC, ACC)
-            for level in tl.range(0, LEVELS, disable_licm=True):
-                pairs = pairs_mask(level, C)
-                if VALUE:
-                    u = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lbt, SUMS, ACC))
-                    vl, dol = (vf * u).to(DOT), (dof * u).to(DOT)
-                    gPl = product(dol, tl.trans(vl), PREC, ACC)
-                    gPl = tl.where(pairs, gPl, 0.0).to(DOT)
-                else:
-                    gPl = tl.where(pairs, gP, 0.0).to(DOT)
-                ql, kl = qf, kf
-                if KEY != NONE:
-                    w = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lat, SUMS, ACC))
-                    ql, kl = qf * w, kf * w
-                ql, kl = ql.to(DOT), kl.to(DOT)
-                Pl = product(ql, tl.trans(kl), PREC, ACC)
-                Pl = tl.where(pairs, Pl, 0.0)
-                gql = product(gPl, kl, PREC, ACC)
-                gkl = product(tl.trans(gPl), ql, PREC, ACC)
-                if KEY != NONE:
-                    gql, gkl = gql * w, gkl * w
-                    ua += sums(halves_matrix(level, C, STRICT, True, SUMS), qf * gql + kf * gkl, SUMS, ACC)
-                gq += gql
-                gk += gkl
-                if VALUE:
-                    Pd = Pl.to(DOT)
-                    gol = u * product(Pd, vl, PREC, ACC)
-                    gvl = u * product(tl.trans(Pd), dol, PREC, ACC)
-                    ub += sums(halves_matrix(level, C, STRICT, True, SUMS), dof * gol + vf * gvl, SUMS, ACC)
-                    gv += gvl
-                else:
-                    P += Pl
-            if not VALUE:
-                gv += product(tl.trans(P.to(DOT)), dof.to(DOT), PREC, ACC)
             gq *= scale
-            at = rel[:, None] * H
             if VALUE:
                 tl.store(dlb + t * (H * V) + (at * V + e[None, :]), ub, mask=live[:, None] & in_v[None, :])
             if KEY == VECTOR:
                 tl.store(dla + t * (H * K) + (at * K + d[None, :]), ua, mask=live[:, None] & in_k[None, :])
             if KEY == SCALAR:
-                tl.store(dla + t * H + rel * H, tl.sum(tl.where(in_k[None, :], ua, 0.0), 1), mask=live)
+                tl.store(dla + t * H + rel * H, tl.sum(ua, 1), mask=live)
             if KEY == OUTER:
-                ua = tl.where(ua == 0.0, 0.0, ua)
                 tl.store(dla + t * H + rel * H, tl.sum(ua * a[None, :], 1), mask=live)
                 # a reset through dt = inf has gradient 0, which inf * 0 would make NaN
                 da += tl.sum(tl.where(ua == 0.0, 0.0, ua * dt[:, None]), 0)
-        else:
-            lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
-            lar = lat
-            if STRICT:
-                lar = load_shifted(la, c * C, length, first, sat, -1, REVERSE, INDEX, KEY, C, ACC)
-            las = load_shifted(la, c * C, length, first, sat, 1, REVERSE, INDEX, KEY, C, ACC)
-            qd, kd, vd, dod = qt.to(DOT), kt.to(DOT), vt.to(DOT), dot.to(DOT)
-            Sd, Gd = S.to(DOT), G.to(DOT)
-            if KEY != NONE:
-                wq = tl.exp2(tl.cumsum(lar, 0)) * scale
-                wk = tl.exp2(tl.cumsum(las, 0, reverse=True))
-            else:
-                wq = tl.zeros([C], ACC) + scale
-                wk = tl.zeros([C], ACC) + 1.0
-            gq = product(dod, tl.trans(Sd), PREC, ACC) * wq[:, None]
-            gk = product(vd, tl.trans(Gd), PREC, ACC) * wk[:, None]
-            gv = product(kd, Gd, PREC, ACC) * wk[:, None]
-            if KEY != NONE:
-                through = tl.sum(tl.sum(S * G, 1), 0) * tl.exp2(tl.sum(lat, 0))
-            G = retreat(
-                G, qt.to(ACC) * scale, dot, lat, lbt, lar, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS
-            )
-            if KEY != NONE:
-                W = tl.where(r[:, None] > r[None, :] + STRICT, lar[:, None], 0.0)
-                W = tl.where(r[:, None] >= r[None, :] + STRICT, tl.exp2(tl.cumsum(W, 0)) * scale, 0.0)
-            else:
-                W = tl.where(r[:, None] >= r[None, :] + STRICT, scale, 0.0).to(ACC)
-            P = product(qd, tl.trans(kd), PREC, ACC)
-            gP = product(dod, tl.trans(vd), PREC, ACC) * W
-            if KEY != NONE:
-                # pairs with s < r <= t (r < t if STRICT): sum over t by a scan, over s by a masked sum
-                x = tl.cumsum(tl.sum(qt.to(ACC) * gq, 1), 0, reverse=True)
-                y = tl.sum(kt.to(ACC) * gk, 1)
-                U = tl.cumsum(P * gP, 0, reverse=True)
-                if STRICT:
-                    x += tl.sum(tl.where(r[None, :] + 1 < r[:, None], U, 0.0), 1)
-                    x = tl.sum(tl.where(r[None, :] == r[:, None] + 1, x[None, :], 0.0), 1)
-                    x += tl.sum(tl.where(r[None, :] < r[:, None], y[None, :], 0.0), 1)
-                else:
-                    x += tl.sum(tl.where(r[None, :] < r[:, None], U + y[None, :], 0.0), 1)
-                tl.store(dla + t * H + rel * H, x + through, mask=live)
-            P = (P * W).to(DOT)
-            gP = gP.to(DOT)
-            gq += product(gP, kd, PREC, ACC)
-            gk += product(tl.trans(gP), qd, PREC, ACC)
-            gv += product(tl.trans(P), dod, PREC, ACC)
-        at = rel[:, None] * H
+        elif KEY != NONE:
+            tl.store(dla + t * H + rel * H, x, mask=live)
         tl.store(dq + t * (H * K) + (at * K + d[None, :]), gq, mask=live[:, None] & in_k[None, :])
         tl.store(dk + t * (H * K) + (at * K + d[None, :]), gk, mask=live[:, None] & in_k[None, :])
         tl.store(dv + t * (H * V) + (at * V + e[None, :]), gv, mask=live[:, None] & in_v[None, :])

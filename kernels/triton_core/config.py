@@ -48,6 +48,7 @@ class Plan:
     acc: torch.dtype
     prec: str
     sums: torch.dtype
+    halves: bool = False  # chunk backward in two launches, through the states and within chunks: fewer registers
 
 
 def power(n: int, least: int = 1) -> int:
@@ -62,7 +63,9 @@ def regime_of(K: int, V: int) -> str:
 
 def accumulation(*tensors: torch.Tensor | None) -> torch.dtype:
     """float64 if any input is float64, else float32."""
-    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+    return (
+        torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+    )
 
 
 def _precisions(
@@ -119,7 +122,7 @@ def plan(
     warps, stages = 8, 1
     if acc == torch.float64:
         C, BV = 16, 16
-    return Plan(regime, tree, C, BK, BV, 1, 64, warps, stages, dot, acc, prec, sums)
+    return Plan(regime, tree, C, BK, BV, 1, 64, warps, stages, dot, acc, prec, sums, backward and dot == torch.float32)
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:

@@ -82,7 +82,9 @@ def base2(x):
 
 
 @triton.jit
-def load_key_decay(p, t, r, live, a, d, inside, st, sd, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
+def load_key_decay(
+    p, t, r, live, a, d, inside, st, sd, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr
+):
     """[C, K] base-2 log-decays over keys (zeros where KEY is NONE: not loaded), and dt [C] for OUTER.
 
     a: [K] the row of A of this head, in ACC (OUTER only, else ignored)."""
@@ -119,9 +121,7 @@ def after_matrix(C: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
 
 
 @triton.jit
-def halves_matrix(
-    level, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr
-):
+def halves_matrix(level, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
     """[C, C] of 0/1 for one level of the tree: blocks of 2^level, even ones left, odd ones right.
 
     A row of a right block sums its block up to itself (without itself if STRICT): its distance from the boundary.

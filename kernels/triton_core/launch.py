@@ -118,9 +118,13 @@ class Problem:
         """Whether every offset inside a tile of C steps, all heads and all columns fits 32 bits."""
         inputs = (self.q, self.k, self.v, self.la, self.lb, self.do)
         extents = [
-            sum(s * n for s, n in zip(x.stride()[1:], (C, *x.shape[2:]), strict=False)) for x in inputs if x is not None
+            sum(s * n for s, n in zip(x.stride()[1:], (C, *x.shape[2:]), strict=False))
+            for x in inputs
+            if x is not None
         ]
-        states = [sum(s * n for s, n in zip(x.stride(), x.shape, strict=True)) for x in self.states if x is not None]
+        states = [
+            sum(s * n for s, n in zip(x.stride(), x.shape, strict=True)) for x in self.states if x is not None
+        ]
         own = self.H * max(self.K, self.V) * C, self.H * self.K * self.V
         return max(*extents, *states, *own) < 2**31
 
@@ -291,26 +295,29 @@ def backward(
     p = x.plan(True, precision, chunk_size, regime)
     blocks, keys, heads = -(-x.V // p.BV), -(-x.K // p.BK), -(-x.H // p.BH)
     arguments = x.common(p)
+    # `slices`: passes of the backward kernel, each with its own blocks in the sums over blocks.
+    slices = 2 if p.regime == "chunk" and p.halves else 1
     # With one block and one head for each head of q, what a kernel writes is the gradient itself.
     nq = heads if arguments.get("SHARE_Q") else x.H
     nk = heads if arguments.get("SHARE_K") else x.H
-    lone_q, lone_k = blocks == 1 and nq == q.shape[2], blocks == 1 and nk == k.shape[2]
-    dq = x.empty(blocks, x.B, x.T, nq, x.K, dtype=q.dtype if lone_q else None)
-    dk = x.empty(blocks, x.B, x.T, nk, x.K, dtype=k.dtype if lone_k else None)
-    dv = x.empty(keys, x.B, x.T, x.H, x.V, dtype=v.dtype if keys == 1 else None)
+    lone = blocks * slices == 1
+    lone_q, lone_k = lone and nq == q.shape[2], lone and nk == k.shape[2]
+    dq = x.empty(slices * blocks, x.B, x.T, nq, x.K, dtype=q.dtype if lone_q else None)
+    dk = x.empty(slices * blocks, x.B, x.T, nk, x.K, dtype=k.dtype if lone_k else None)
+    dv = x.empty(slices * keys, x.B, x.T, x.H, x.V, dtype=v.dtype if slices * keys == 1 else None)
     dla = dA = dlb = ds0 = None
     if x.key != NONE:
         vector = x.key == VECTOR
-        dla = x.empty(blocks if vector else blocks * keys, x.B, x.T, x.H, *((x.K,) if vector else ()))
+        dla = x.empty(slices * blocks * (1 if vector else keys), x.B, x.T, x.H, *((x.K,) if vector else ()))
     if x.lb is not None:
-        dlb = x.empty(keys, x.B, x.T, x.H, x.V)
+        dlb = x.empty(slices * keys, x.B, x.T, x.H, x.V)
     if initial_state is not None:
         ds0 = x.empty(x.N, x.H, x.K, x.V)
     split = p.regime == "chunk" and use_split(schedule, x.target, x.N * x.H * blocks * keys, x.T, p.segment)
     slots = x.slots(p.segment)
     walks = slots if split else x.N
     if x.key == OUTER:
-        dA = x.empty(blocks, walks, x.H, x.K)
+        dA = [x.empty(blocks, n, x.H, x.K) for n in ([walks, slots] if slices == 2 else [walks])]
     states = x.empty(slots, x.H, x.K, x.V)
     arguments |= {
         "do": do,
@@ -321,7 +328,7 @@ def backward(
         "dk": dk,
         "dv": dv,
         "dla": dla,
-        "dA": dA,
+        "dA": dA[0] if dA else None,
         "dlb": dlb,
         "ds0": None if split else ds0,
         "scale": scale,
@@ -330,7 +337,11 @@ def backward(
         "FINAL": ds0 is not None and not split,
         **strides("so", do, "bthd"),
     }
-    seed = {"initial": initial_state, "INITIAL": initial_state is not None, **strides("si", initial_state, "bhkv")}
+    seed = {
+        "initial": initial_state,
+        "INITIAL": initial_state is not None,
+        **strides("si", initial_state, "bhkv"),
+    }
     adjoint_seed = {"initial": dstate, "INITIAL": dstate is not None, **strides("si", dstate, "bhkv")}
     if x.N * x.H:
         if p.regime == "recurrent":
@@ -346,14 +357,21 @@ def backward(
                 arguments["dstates"] = x.empty(slots, x.H, x.K, x.V)
                 _states(x, p, arguments | adjoint_seed | {"states": arguments["dstates"]}, True, ds0, run)
             kernel = chunk.chunk_backward
+            through = {"THROUGH": True, "WITHIN": slices == 1}
             if walks:
-                run(kernel, walks * x.H * keys * blocks, only(kernel, arguments | adjoint_seed), p)
+                run(kernel, walks * x.H * keys * blocks, only(kernel, arguments | adjoint_seed | through), p)
+            if slices == 2 and slots:
+                second = {"THROUGH": False, "WITHIN": True, "SPLIT": True, "FINAL": False, "ds0": None, "states": None}
+                second |= {"dstates": None, "dstate": None, "INITIAL": False, "dA": dA[1] if dA else None}
+                for name, part in (("dq", dq), ("dk", dk), ("dv", dv), ("dla", dla), ("dlb", dlb)):
+                    second[name] = None if part is None else part[part.shape[0] // 2 :]
+                run(kernel, slots * x.H * keys * blocks, only(kernel, arguments | adjoint_seed | second), p)
     dlog_decay = douter = dlog_decay_v = None
     if log_decay is not None and dla is not None:
         dla = _total(dla)
         dlog_decay = (dla.sum((0, 1)) if log_decay.dim() == 1 else dla).to(log_decay.dtype)
     if outer is not None and dA is not None:
-        douter = dA.sum((0, 1)).to(outer.dtype)
+        douter = sum(part.sum((0, 1)) for part in dA).to(outer.dtype)
     if log_decay_v is not None and dlb is not None:
         dlb = _total(dlb)
         dlog_decay_v = (dlb.sum((0, 1)) if log_decay_v.dim() == 2 else dlb).to(log_decay_v.dtype)
@@ -372,4 +390,6 @@ def _gather(partial: Tensor, like: Tensor) -> Tensor:
     if partial.shape[0] == 1 and partial.shape[3] == like.shape[2]:
         return partial[0].to(like.dtype)
     B, T, H, K = like.shape
-    return partial.view(partial.shape[0], B, T, H, partial.shape[3] // max(H, 1), K).sum((0, 4)).to(like.dtype)
+    return (
+        partial.view(partial.shape[0], B, T, H, partial.shape[3] // max(H, 1), K).sum((0, 4)).to(like.dtype)
+    )

@@ -27,7 +27,9 @@ def then(a1, p1, x1, e1, a2, p2, x2, e2):
 def load_heads(p, t, r, live, h, in_h, d, in_d, st, sh, sd):
     """[CT, BH, D] tile from base pointer p."""
     at = r[:, None, None] * st + h[None, :, None] * sh + d[None, None, :] * sd
-    return tl.load(p + t * st + at, mask=live[:, None, None] & in_h[None, :, None] & in_d[None, None, :], other=0.0)
+    return tl.load(
+        p + t * st + at, mask=live[:, None, None] & in_h[None, :, None] & in_d[None, None, :], other=0.0
+    )
 
 
 @triton.jit
@@ -87,7 +89,9 @@ def recurrent_forward(
     if KEY != NONE:
         la += row * sab
     if KEY == OUTER:
-        a = tl.load(A + h[:, None] * sAh + d[None, :] * sAd, mask=in_h[:, None] & in_k[None, :], other=0.0).to(ACC)
+        a = tl.load(
+            A + h[:, None] * sAh + d[None, :] * sAd, mask=in_h[:, None] & in_k[None, :], other=0.0
+        ).to(ACC)
     if VALUE:
         lb += row * sbb
     in_s = in_h[:, None, None] & in_k[None, :, None] & in_v[None, None, :]
@@ -116,7 +120,11 @@ def recurrent_forward(
             read = ee + pp * S[None, :, :, :] if STRICT else after
             out = tl.sum(qt[:, :, :, None] * read, 2)
             at = (rel[:, None, None] * H + h[None, :, None]) * V + e[None, None, :]
-            tl.store(o + (row * T + t) * H * V + at, out, mask=live[:, None, None] & in_h[None, :, None] & in_v[None, None, :])
+            tl.store(
+                o + (row * T + t) * H * V + at,
+                out,
+                mask=live[:, None, None] & in_h[None, :, None] & in_v[None, None, :],
+            )
         S = tl.sum(tl.where(r[:, None, None, None] == CT - 1, after, 0.0), 0)
     if OUTPUT:
         tl.store(final + n * H * K * V + tile, S, mask=in_s)
@@ -158,7 +166,9 @@ def recurrent_backward(
     if KEY != NONE:
         la += row * sab
     if KEY == OUTER:
-        a = tl.load(A + h[:, None] * sAh + d[None, :] * sAd, mask=in_h[:, None] & in_k[None, :], other=0.0).to(ACC)
+        a = tl.load(
+            A + h[:, None] * sAh + d[None, :] * sAd, mask=in_h[:, None] & in_k[None, :], other=0.0
+        ).to(ACC)
     if VALUE:
         lb += row * sbb
     in_s = in_h[:, None, None] & in_k[None, :, None] & in_v[None, None, :]
