@@ -25,9 +25,20 @@ class Problem(NamedTuple):
     value_vector: bool  # values decay too
 
 
+def _state_numbers(p: Problem) -> int:
+    return max(1, p.batch * p.heads * p.key_dim * p.value_dim)
+
+
 def scan_block(p: Problem) -> int:
     """Steps to scan at a time: as many as keep their states in a cache, 2^18 numbers, but 32 at least."""
-    return max(32, (1 << 18) // max(1, p.batch * p.heads * p.key_dim * p.value_dim))
+    return max(32, (1 << 18) // _state_numbers(p))
+
+
+def walk_block(p: Problem) -> int:
+    """Steps between stored states when walking: 64, fewer (16 at least) where states are large.
+
+    The gradient keeps the states of one block, and memory that leaves the cache costs more than the walk."""
+    return min(64, max(16, (1 << 18) // _state_numbers(p)))
 
 
 def parallel_block(p: Problem) -> int:

@@ -24,6 +24,9 @@ from .steps import Array, Slice
 
 Result = tuple[list[Array], Array]
 
+# Below this width of keys or values, a product with one row costs more to set up than to multiply out.
+TINY = 16
+
 
 class Source(Protocol):
     """Anything that has a length in time and hands out slices of it."""
@@ -76,6 +79,11 @@ def decayed(x: Array, log_weight: Array) -> Array:
     return x if log_weight is None else x * torch.exp(log_weight)
 
 
+def read_state(q: Array, S: Array) -> Array:
+    """qᵀ S for q [..., 1, K]: a matrix product, but where it is tiny."""
+    return q @ S if min(S.shape[-2:]) >= TINY else torch.sum(q.mT * S, -2, True)
+
+
 def decay_state(S: Array, la: Array, lb: Array) -> Array:
     """(exp(la) exp(lb)ᵀ) ∘ S for la [..., 1, K or 1], lb [..., 1, V]."""
     return decayed(S if la is None else torch.exp(la).mT * S, lb)
@@ -117,7 +125,7 @@ def walk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
             elif event == "A":
                 S = S + k.mT * v
             else:
-                outs.append(q @ S)
+                outs.append(read_state(q, S))
     return _cat(outs), S
 
 

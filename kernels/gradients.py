@@ -34,6 +34,7 @@ from .forms import (
     pad_time,
     power_of_two,
     prefix,
+    read_state,
     scanned_states,
     segment_sums,
     suffix,
@@ -188,10 +189,10 @@ def walk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
         dlb: Array = None
         for event in order.events[::-1]:
             if event == "R":
-                dq = g @ read[t].mT
+                dq = read_state(g, read[t].mT)
                 G = G + q.mT * g
             elif event == "A":
-                dk, dv = v @ G.mT, k @ G
+                dk, dv = read_state(v, G.mT), read_state(k, G)
             else:
                 if la is not None or lb is not None:
                     pairs = faded[t] * G

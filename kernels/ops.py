@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import checks, triton_core
-from .choose import Problem, choose_form, parallel_block, scan_block
+from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
 from .forms import FORMS
 from .gradients import vjp
 from .order import READS
@@ -107,7 +107,7 @@ def _block(x: Operands, o: Options, form: str) -> int:
     """Steps that a form takes at a time."""
     if o.chunk_size is not None:
         return o.chunk_size
-    blocks = {"parallel": parallel_block, "scan": scan_block}
+    blocks = {"parallel": parallel_block, "scan": scan_block, "recurrent": walk_block}
     return blocks[form](_problem(x)) if form in blocks else CHUNK
 
 
