@@ -297,7 +297,8 @@ def chunk_backward(
     sob, sot, soh, sod, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
     SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
-    REVERSE: tl.constexpr, SPLIT: tl.constexpr, THROUGH: tl.constexpr, WITHIN: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
+    REVERSE: tl.constexpr, SPLIT: tl.constexpr, READS: tl.constexpr,
+    WRITES: tl.constexpr, WITHIN: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
     VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Gradients, as sums over the block of keys and values of each program, which the caller adds up:
@@ -347,14 +348,16 @@ def chunk_backward(
     if SPLIT:
         begin = ((walk - slot) * per).to(tl.int32)
         end = tl.minimum(end, begin + per)
-        if THROUGH and begin < end:
+        if WRITES and begin < end:
             G += tl.load(dstates + (walk * H + h) * K * V + tile, mask=in_s, other=0.0)
     elif INITIAL:
         seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
         G += tl.load(dstate + seed, mask=in_s, other=0.0).to(ACC)
     r = tl.arange(0, C)
+    if READS and not WRITES:
+        S = tl.load(states + (walk * H + h) * K * V + tile, mask=in_s & (begin < end), other=0.0)
     for j in tl.range(0, end - begin, disable_licm=True):
-        c = end - 1 - j
+        c = end - 1 - j if WRITES else begin + j
         gq = tl.zeros([C, BK], ACC)
         gk = tl.zeros([C, BK], ACC)
         gv = tl.zeros([C, BV], ACC)
@@ -363,7 +366,7 @@ def chunk_backward(
         x = tl.zeros([C], ACC)
         dt = tl.zeros([C], ACC)
         t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
-        if THROUGH:
+        if WRITES:
             # the state before this chunk, from the stored start of its segment
             S = tl.load(states + ((slot + c // per) * H + h) * K * V + tile, mask=in_s, other=0.0)
             for p in tl.range(c // per * per, c, disable_licm=True):
@@ -382,56 +385,64 @@ def chunk_backward(
                 S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
 
             # through the states at both ends of the chunk
+        if READS or WRITES:
             t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
             lbt = tl.zeros([C, BV], ACC)
             if VALUE:
                 lbt = base2(load_rows(lb, t, rel, live, e, in_v, sbt, sbd).to(ACC))
             if TREE:
                 lat, dt = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
-                # writes: what the gradient G of the state after the chunk says
-                kf = load_rows(k, t, rel, live, d, in_k, skt, skd).to(ACC)
-                vf = load_rows(v, t, rel, live, e, in_v, svt, svd).to(ACC)
-                kd, vd = kf, vf
-                if KEY != NONE:
-                    wk = tl.exp2(sums(after_matrix(C, False, SUMS), lat, SUMS, ACC))
-                    kd = kf * wk
-                if VALUE:
-                    wv = tl.exp2(sums(after_matrix(C, False, SUMS), lbt, SUMS, ACC))
-                    vd = vf * wv
-                Gd = G.to(DOT)
-                gk += product(vd.to(DOT), tl.trans(Gd), PREC, ACC)
-                gv += product(kd.to(DOT), Gd, PREC, ACC)
-                both = S * G
-                if KEY != NONE:
-                    gk *= wk
-                    ua += sums(after_matrix(C, True, SUMS), kf * gk, SUMS, ACC)
-                    both *= tl.exp2(tl.sum(lat, 0))[:, None]
-                if VALUE:
-                    gv *= wv
-                    ub += sums(after_matrix(C, True, SUMS), vf * gv, SUMS, ACC)
-                    both *= tl.exp2(tl.sum(lbt, 0))[None, :]
-                    ub += tl.sum(both, 0)[None, :]
-                if KEY != NONE:
-                    ua += tl.sum(both, 1)[None, :]
+                if WRITES:
+                    # writes: what the gradient G of the state after the chunk says
+                    kf = load_rows(k, t, rel, live, d, in_k, skt, skd).to(ACC)
+                    vf = load_rows(v, t, rel, live, e, in_v, svt, svd).to(ACC)
+                    kd, vd = kf, vf
+                    if KEY != NONE:
+                        wk = tl.exp2(sums(after_matrix(C, False, SUMS), lat, SUMS, ACC))
+                        kd = kf * wk
+                    if VALUE:
+                        wv = tl.exp2(sums(after_matrix(C, False, SUMS), lbt, SUMS, ACC))
+                        vd = vf * wv
+                    Gd = G.to(DOT)
+                    gk += product(vd.to(DOT), tl.trans(Gd), PREC, ACC)
+                    gv += product(kd.to(DOT), Gd, PREC, ACC)
+                    both = S * G
+                    if KEY != NONE:
+                        gk *= wk
+                        ua += sums(after_matrix(C, True, SUMS), kf * gk, SUMS, ACC)
+                        both *= tl.exp2(tl.sum(lat, 0))[:, None]
+                    if VALUE:
+                        gv *= wv
+                        ub += sums(after_matrix(C, True, SUMS), vf * gv, SUMS, ACC)
+                        both *= tl.exp2(tl.sum(lbt, 0))[None, :]
+                        ub += tl.sum(both, 0)[None, :]
+                    if KEY != NONE:
+                        ua += tl.sum(both, 1)[None, :]
                 # reads: what the state S before the chunk says
                 qf = load_rows(q, t, rel, live, d, in_k, sqt, sqd).to(ACC) * scale
                 dof = load_rows(do, t, rel, live, e, in_v, sot, sod).to(ACC)
-                qd, dod = qf, dof
-                if KEY != NONE:
-                    wq = tl.exp2(sums(before_matrix(C, STRICT, False, SUMS), lat, SUMS, ACC))
-                    qd = qf * wq
-                if VALUE:
-                    wo = tl.exp2(sums(before_matrix(C, STRICT, False, SUMS), lbt, SUMS, ACC))
-                    dod = dof * wo
-                Sd = S.to(DOT)
-                gq += product(dod.to(DOT), tl.trans(Sd), PREC, ACC)
-                if KEY != NONE:
-                    gq *= wq
-                    ua += sums(before_matrix(C, STRICT, True, SUMS), qf * gq, SUMS, ACC)
-                if VALUE:
-                    go = wo * product(qd.to(DOT), Sd, PREC, ACC)
-                    ub += sums(before_matrix(C, STRICT, True, SUMS), dof * go, SUMS, ACC)
-                G = retreat(G, qf, dof, lat, lbt, x, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
+                if READS:
+                    qd, dod = qf, dof
+                    if KEY != NONE:
+                        wq = tl.exp2(sums(before_matrix(C, STRICT, False, SUMS), lat, SUMS, ACC))
+                        qd = qf * wq
+                    if VALUE:
+                        wo = tl.exp2(sums(before_matrix(C, STRICT, False, SUMS), lbt, SUMS, ACC))
+                        dod = dof * wo
+                    Sd = S.to(DOT)
+                    gq += product(dod.to(DOT), tl.trans(Sd), PREC, ACC)
+                    if KEY != NONE:
+                        gq *= wq
+                        ua += sums(before_matrix(C, STRICT, True, SUMS), qf * gq, SUMS, ACC)
+                    if VALUE:
+                        go = wo * product(qd.to(DOT), Sd, PREC, ACC)
+                        ub += sums(before_matrix(C, STRICT, True, SUMS), dof * go, SUMS, ACC)
+                if WRITES:
+                    G = retreat(G, qf, dof, lat, lbt, x, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
+                else:
+                    kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
+                    vt = load_rows(v, t, rel, live, e, in_v, svt, svd)
+                    S = advance(S, kt, vt, lat, lbt, x, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
             else:
                 qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
                 kt = load_rows(k, t, rel, live, d, in_k, skt, skd)
@@ -442,27 +453,30 @@ def chunk_backward(
                 if STRICT:
                     lar = load_shifted(la, c * C, length, first, sat, -1, REVERSE, INDEX, KEY, C, ACC)
                 las = load_shifted(la, c * C, length, first, sat, 1, REVERSE, INDEX, KEY, C, ACC)
-                qd, kd, vd, dod = qt.to(DOT), kt.to(DOT), vt.to(DOT), dot.to(DOT)
-                Sd, Gd = S.to(DOT), G.to(DOT)
-                if KEY != NONE:
-                    wq = tl.exp2(tl.cumsum(lar, 0)) * scale
-                    wk = tl.exp2(tl.cumsum(las, 0, reverse=True))
+                if READS:
+                    w = tl.zeros([C], ACC) + scale
+                    if KEY != NONE:
+                        w *= tl.exp2(tl.cumsum(lar, 0))
+                    gq += product(dot.to(DOT), tl.trans(S.to(DOT)), PREC, ACC) * w[:, None]
+                    if KEY != NONE:
+                        y = tl.sum(qt.to(ACC) * gq, 1)
+                        x += tl.sum(tl.where(r[None, :] >= r[:, None] + STRICT, y[None, :], 0.0), 1)
+                if WRITES:
+                    Gd = G.to(DOT)
+                    gk += product(vt.to(DOT), tl.trans(Gd), PREC, ACC)
+                    gv += product(kt.to(DOT), Gd, PREC, ACC)
+                    if KEY != NONE:
+                        w = tl.exp2(tl.cumsum(las, 0, reverse=True))
+                        gk *= w[:, None]
+                        gv *= w[:, None]
+                        y = tl.sum(kt.to(ACC) * gk, 1)
+                        x += tl.sum(tl.where(r[None, :] < r[:, None], y[None, :], 0.0), 1)
+                        x += tl.sum(tl.sum(S * G, 1), 0) * tl.exp2(tl.sum(lat, 0))
+                    qs = qt.to(ACC) * scale
+                    G = retreat(G, qs, dot, lat, lbt, lar, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS)
                 else:
-                    wq = tl.zeros([C], ACC) + scale
-                    wk = tl.zeros([C], ACC) + 1.0
-                gq = product(dod, tl.trans(Sd), PREC, ACC) * wq[:, None]
-                gk = product(vd, tl.trans(Gd), PREC, ACC) * wk[:, None]
-                gv = product(kd, Gd, PREC, ACC) * wk[:, None]
-                if KEY != NONE:
-                    x += tl.sum(tl.sum(S * G, 1), 0) * tl.exp2(tl.sum(lat, 0))
-                    y = tl.sum(qt.to(ACC) * gq, 1)
-                    x += tl.sum(tl.where(r[None, :] >= r[:, None] + STRICT, y[None, :], 0.0), 1)
-                    y = tl.sum(kt.to(ACC) * gk, 1)
-                    x += tl.sum(tl.where(r[None, :] < r[:, None], y[None, :], 0.0), 1)
-                G = retreat(
-                    G, qt.to(ACC) * scale, dot, lat, lbt, lar, KEY, VALUE, TREE, C, STRICT, DOT, ACC, PREC, SUMS
-                )
-        if THROUGH and WITHIN:
+                    S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
+        if WRITES and WITHIN:
             # Inputs are read again (from cache) behind a barrier: otherwise the compiler keeps every form of them
             # that the first half made, and the registers overflow.
             tl.debug_barrier()
@@ -563,9 +577,11 @@ def chunk_backward(
                 da += tl.sum(tl.where(ua == 0.0, 0.0, ua * dt[:, None]), 0)
         elif KEY != NONE:
             tl.store(dla + t * H + rel * H, x, mask=live)
-        tl.store(dq + t * (H * K) + (at * K + d[None, :]), gq, mask=live[:, None] & in_k[None, :])
-        tl.store(dk + t * (H * K) + (at * K + d[None, :]), gk, mask=live[:, None] & in_k[None, :])
-        tl.store(dv + t * (H * V) + (at * V + e[None, :]), gv, mask=live[:, None] & in_v[None, :])
+        if READS or WITHIN:
+            tl.store(dq + t * (H * K) + (at * K + d[None, :]), gq, mask=live[:, None] & in_k[None, :])
+        if WRITES or WITHIN:
+            tl.store(dk + t * (H * K) + (at * K + d[None, :]), gk, mask=live[:, None] & in_k[None, :])
+            tl.store(dv + t * (H * V) + (at * V + e[None, :]), gv, mask=live[:, None] & in_v[None, :])
     if KEY == OUTER:
         walks = tl.num_programs(0).to(tl.int64) // (blocks * keys) // H
         tl.store(dA + ((iv * walks + walk) * H + h) * K + d, da, mask=in_k)

@@ -48,7 +48,7 @@ class Plan:
     acc: torch.dtype
     prec: str
     sums: torch.dtype
-    halves: bool = False  # chunk backward in two launches, through the states and within chunks: fewer registers
+    apart: bool = False  # chunk backward in three launches (reads, writes, within chunks), each with fewer registers
 
 
 def power(n: int, least: int = 1) -> int:

@@ -295,29 +295,33 @@ def backward(
     p = x.plan(True, precision, chunk_size, regime)
     blocks, keys, heads = -(-x.V // p.BV), -(-x.K // p.BK), -(-x.H // p.BH)
     arguments = x.common(p)
-    # `slices`: passes of the backward kernel, each with its own blocks in the sums over blocks.
-    slices = 2 if p.regime == "chunk" and p.halves else 1
+    # (reads, writes, within) of each launch of the chunk kernel. Each adds its own blocks to the sums over blocks:
+    # the last number of launches which touch dq; dk and dv; the gradients of decays.
+    passes = [(True, True, True)]
+    if p.regime == "chunk" and p.apart:
+        passes = [(True, False, False), (False, True, False), (False, False, True)]
+    two, three = min(len(passes), 2), len(passes)
     # With one block and one head for each head of q, what a kernel writes is the gradient itself.
     nq = heads if arguments.get("SHARE_Q") else x.H
     nk = heads if arguments.get("SHARE_K") else x.H
-    lone = blocks * slices == 1
+    lone = blocks * two == 1
     lone_q, lone_k = lone and nq == q.shape[2], lone and nk == k.shape[2]
-    dq = x.empty(slices * blocks, x.B, x.T, nq, x.K, dtype=q.dtype if lone_q else None)
-    dk = x.empty(slices * blocks, x.B, x.T, nk, x.K, dtype=k.dtype if lone_k else None)
-    dv = x.empty(slices * keys, x.B, x.T, x.H, x.V, dtype=v.dtype if slices * keys == 1 else None)
+    dq = x.empty(two * blocks, x.B, x.T, nq, x.K, dtype=q.dtype if lone_q else None)
+    dk = x.empty(two * blocks, x.B, x.T, nk, x.K, dtype=k.dtype if lone_k else None)
+    dv = x.empty(two * keys, x.B, x.T, x.H, x.V, dtype=v.dtype if two * keys == 1 else None)
     dla = dA = dlb = ds0 = None
     if x.key != NONE:
         vector = x.key == VECTOR
-        dla = x.empty(slices * blocks * (1 if vector else keys), x.B, x.T, x.H, *((x.K,) if vector else ()))
+        dla = x.empty(three * blocks * (1 if vector else keys), x.B, x.T, x.H, *((x.K,) if vector else ()))
     if x.lb is not None:
-        dlb = x.empty(slices * keys, x.B, x.T, x.H, x.V)
+        dlb = x.empty(three * keys, x.B, x.T, x.H, x.V)
     if initial_state is not None:
         ds0 = x.empty(x.N, x.H, x.K, x.V)
     split = p.regime == "chunk" and use_split(schedule, x.target, x.N * x.H * blocks * keys, x.T, p.segment)
     slots = x.slots(p.segment)
     walks = slots if split else x.N
     if x.key == OUTER:
-        dA = [x.empty(blocks, n, x.H, x.K) for n in ([walks, slots] if slices == 2 else [walks])]
+        dA = [x.empty(blocks, walks if writes else slots, x.H, x.K) for _, writes, _ in passes]
     states = x.empty(slots, x.H, x.K, x.V)
     arguments |= {
         "do": do,
@@ -357,15 +361,21 @@ def backward(
                 arguments["dstates"] = x.empty(slots, x.H, x.K, x.V)
                 _states(x, p, arguments | adjoint_seed | {"states": arguments["dstates"]}, True, ds0, run)
             kernel = chunk.chunk_backward
-            through = {"THROUGH": True, "WITHIN": slices == 1}
-            if walks:
-                run(kernel, walks * x.H * keys * blocks, only(kernel, arguments | adjoint_seed | through), p)
-            if slices == 2 and slots:
-                second = {"THROUGH": False, "WITHIN": True, "SPLIT": True, "FINAL": False, "ds0": None, "states": None}
-                second |= {"dstates": None, "dstate": None, "INITIAL": False, "dA": dA[1] if dA else None}
-                for name, part in (("dq", dq), ("dk", dk), ("dv", dv), ("dla", dla), ("dlb", dlb)):
-                    second[name] = None if part is None else part[part.shape[0] // 2 :]
-                run(kernel, slots * x.H * keys * blocks, only(kernel, arguments | adjoint_seed | second), p)
+            for i, (reads, writes, within) in enumerate(passes):
+                one = arguments | adjoint_seed | {"READS": reads, "WRITES": writes, "WITHIN": within}
+                for name, parts, place in (
+                    ("dq", dq, i // 2), ("dk", dk, i - 1), ("dv", dv, i - 1), ("dla", dla, i), ("dlb", dlb, i)
+                ):  # fmt: skip
+                    count = two if name in ("dq", "dk", "dv") else three
+                    if parts is not None:
+                        one[name] = parts.unflatten(0, (count, -1))[max(place, 0)]
+                if dA:
+                    one["dA"] = dA[i]
+                if not writes:  # segments side by side: nothing passes from one to the next
+                    one |= {"SPLIT": True, "FINAL": False, "INITIAL": False, "ds0": None, "dstate": None, "dstates": None}
+                grid = (walks if writes else slots) * x.H * keys * blocks
+                if grid:
+                    run(kernel, grid, only(kernel, one), p)
     dlog_decay = douter = dlog_decay_v = None
     if log_decay is not None and dla is not None:
         dla = _total(dla)
