@@ -16,7 +16,7 @@ demo: .venv/ready
 	@echo "open report/index.html"
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 # mypy and import-linter see the package by its name through a link to this folder.
 lint: .venv/ready-dev
