@@ -39,7 +39,8 @@ def main(wheel: Path) -> None:
         missing = {s for s in sources if f"mixerzoo/{s}" not in names}
         assert not missing, f"{wheel.name} lacks {sorted(missing)}"
         z.extractall(folder)
-        subprocess.run([sys.executable, "-c", IMPORT, folder], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-c", IMPORT, folder]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
     print(f"{wheel.name}: {len(names)} files, all below mixerzoo; imports from there")
 
 
