@@ -236,6 +236,7 @@ def _triton_options(o: Options) -> dict[str, Any]:
         "schedule": o.schedule,
         "precision": o.precision,
         "chunk_size": o.chunk_size,
+        "regime": None if o.form == "auto" else o.form,
     }
 
 

@@ -50,17 +50,20 @@ def forward(
     precision: str | None,
     schedule: str,
     chunk_size: int | None,
+    regime: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """o [B, T, H, V] in the dtype of v, and the final state [N, H, K, V] in the accumulation dtype.
 
     q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, H, V]; log_decay None, [H], [B, T, H] or [B, T, H, K], or, with
     outer [H, K], the dt [B, T, H] of log-decays dt * outer; log_decay_v None, [H, V] or [B, T, H, V];
-    initial_state [N, H, K, V] or None. Any strides. Arguments are taken to be valid."""
+    initial_state [N, H, K, V] or None. Any strides. regime: "chunk", "recurrent" or None, the rule in config.py.
+    Arguments are taken to be valid."""
     from . import launch
 
     return launch.forward(
         q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, scale=scale, read=read,
         reverse=reverse, precision=precision, schedule=schedule, chunk_size=chunk_size,
+        regime=regime,
     )  # fmt: skip
 
 
@@ -82,6 +85,7 @@ def backward(
     precision: str | None,
     schedule: str,
     chunk_size: int | None,
+    regime: str | None = None,
 ) -> tuple[Tensor | None, ...]:
     """(dq, dk, dv, dlog_decay, douter, dlog_decay_v, dinitial_state) in the shapes and dtypes of the inputs.
 
@@ -91,4 +95,5 @@ def backward(
     return launch.backward(
         do, dstate, q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, scale=scale, read=read,
         reverse=reverse, precision=precision, schedule=schedule, chunk_size=chunk_size,
+        regime=regime,
     )  # fmt: skip

@@ -1,0 +1,95 @@
+"""The operator on the Triton backend, under Triton's interpreter. Run by test_interpreted.py, in a process of
+its own: the interpreter is chosen when triton is imported."""
+
+import math
+
+import pytest
+import torch
+
+from mixerzoo.kernels import OuterDecay, recurrence
+from mixerzoo.kernels.ops import recurrence_op
+from oracle import DECAYS, VALUE_DECAYS, arguments, error, leaves, loop
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("value_decay", VALUE_DECAYS)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_is_the_loop(decay, value_decay, dtype):
+    torch.manual_seed(0)
+    for T, K, V in ((0, 5, 3), (1, 16, 16), (33, 5, 3), (65, 16, 20)):
+        *operands, s0 = arguments(1, T, 2, K, V, decay, value_decay, dtype, heads=(1, 2))
+        read, reverse = ("before", True) if T == 33 else ("after", False)
+        o, s = recurrence(
+            *operands, initial_state=s0, backend="triton", read=read, reverse=reverse, scale=0.5
+        )
+        want, want_s = loop(*operands, s0, read=read, reverse=reverse, scale=0.5)
+        assert error(o, want) < TOLERANCE[dtype]
+        assert error(s, want_s) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_mask_and_packing(decay):
+    torch.manual_seed(1)
+    q, k, v, la, lb, _ = arguments(1, 40, 2, 16, 16, decay, "HV")
+    mask = torch.rand(1, 40) < 0.7
+    cu = torch.tensor([0, 17, 17, 18, 40])
+    s0 = torch.randn(4, 2, 16, 16, dtype=torch.float64)
+    both = [
+        recurrence(q, k, v, la, lb, initial_state=s0, mask=mask, cu_seqlens=cu, backend=backend)
+        for backend in ("torch", "triton")
+    ]
+    for a, b in zip(*both, strict=True):
+        assert error(b, a) < 1e-12
+
+
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_gradients_are_those_of_the_loop(decay, dtype, form):
+    torch.manual_seed(2)
+    for value_decay, read, reverse in (("none", "after", False), ("BTHV", "before", True)):
+        args = arguments(1, 37, 2, 4, 3, decay, value_decay, dtype, heads=(1, 2))
+        xs = [x.requires_grad_() for x in leaves(*args)]
+        *operands, s0 = args
+        options = {"read": read, "reverse": reverse, "scale": 0.7}
+        found = []
+        for f in (
+            lambda *a, s=s0, o=options: loop(*a, s, **o),
+            lambda *a, s=s0, o=options: recurrence(*a, initial_state=s, backend="triton", form=form, **o),
+        ):
+            torch.manual_seed(3)
+            o, s = f(*operands)
+            loss = (o * torch.randn_like(o)).sum() + (s * torch.randn_like(s)).sum()
+            found.append(torch.autograd.grad(loss, xs))
+        for a, b in zip(*found, strict=True):
+            assert error(b, a) < 10 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_gradcheck(decay):
+    torch.manual_seed(4)
+    args = list(arguments(1, 4, 2, 2, 2, decay, "BTHV", extremes=False))
+    for i in (3, 4):
+        if isinstance(args[i], torch.Tensor):
+            args[i] = args[i] - 0.01
+            args[i].view(-1)[::3] = -math.inf
+    xs = [x.detach().requires_grad_() for x in leaves(*args)]
+
+    def f(q, k, v, *rest):
+        rest = list(rest)
+        s0, lb = rest.pop(), rest.pop()
+        la = OuterDecay(*rest) if decay == "outer" else (rest[0] if rest else None)
+        return recurrence(q, k, v, la, lb, initial_state=s0, backend="triton")
+
+    assert torch.autograd.gradcheck(f, xs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, xs, fast_mode=True)
+
+
+def test_opcheck():
+    q, k, v, la, _, s0 = (
+        x if x is None else x.requires_grad_() for x in arguments(1, 5, 2, 2, 3, "BTHK", extremes=False)
+    )
+    options = (1.0, "after", False, "auto", "triton", "auto", None, None)
+    torch.library.opcheck(recurrence_op, (q, k, v, la, None, None, s0, None, *options))
