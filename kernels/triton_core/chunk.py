@@ -242,27 +242,25 @@ def chunk_forward(
             out = product(qd.to(DOT), S.to(DOT), PREC, ACC)
             if VALUE:
                 out *= tl.exp2(sums(upto, lbt, SUMS, ACC))
-            # within the chunk
-            P = tl.zeros([C, C], ACC)
+            # within the chunk: the diagonal, then the tree
+            vf = vt.to(ACC)
             if not STRICT:
-                P += tl.where(r[:, None] == r[None, :], tl.sum(qs * kf, 1)[:, None], 0.0)
-                if VALUE:
-                    out += tl.sum(qs * kf, 1)[:, None] * vt.to(ACC)
+                out += tl.sum(qs * kf, 1)[:, None] * vf
             for level in tl.range(0, LEVELS, disable_licm=True):
-                ql, kl = qs, kf
+                half = halves_matrix(level, C, STRICT, False, SUMS)
+                ql, kl, vl = qs, kf, vf
                 if KEY != NONE:
-                    w = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lat, SUMS, ACC))
+                    w = tl.exp2(sums(half, lat, SUMS, ACC))
                     ql, kl = qs * w, kf * w
-                Pl = product(ql.to(DOT), tl.trans(kl.to(DOT)), PREC, ACC)
-                Pl = tl.where(pairs_mask(level, C), Pl, 0.0)
                 if VALUE:
-                    u = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lbt, SUMS, ACC))
-                    vl = (vt.to(ACC) * u).to(DOT)
-                    out += u * product(Pl.to(DOT), vl, PREC, ACC)
-                else:
-                    P += Pl
-            if not VALUE:
-                out += product(P.to(DOT), vt.to(DOT), PREC, ACC)
+                    u = tl.exp2(sums(half, lbt, SUMS, ACC))
+                    vl = vf * u
+                P = product(ql.to(DOT), tl.trans(kl.to(DOT)), PREC, ACC)
+                P = tl.where(pairs_mask(level, C), P, 0.0)
+                ol = product(P.to(DOT), vl.to(DOT), PREC, ACC)
+                if VALUE:
+                    ol *= u
+                out += ol
         else:
             lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
             lar = lat
@@ -492,51 +490,41 @@ def chunk_backward(
                 lat, dt = load_key_decay(la, t, rel, live, a, d, in_k, sat, sad, KEY, C, ACC)
                 qf, kf = qt.to(ACC) * scale, kt.to(ACC)
                 vf, dof = vt.to(ACC), dot.to(ACC)
-                P = tl.zeros([C, C], ACC)
                 if not STRICT:
                     p0 = tl.sum(qf * kf, 1)[:, None]
                     g0 = tl.sum(dof * vf, 1)[:, None]
                     gq += g0 * kf
                     gk += g0 * qf
-                    if VALUE:
-                        gv += p0 * dof
-                    else:
-                        P += tl.where(r[:, None] == r[None, :], p0, 0.0)
-                if not VALUE:
-                    gP = product(dof.to(DOT), tl.trans(vf.to(DOT)), PREC, ACC)
+                    gv += p0 * dof
                 for level in tl.range(0, LEVELS, disable_licm=True):
-                    pairs = pairs_mask(level, C)
-                    if VALUE:
-                        u = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lbt, SUMS, ACC))
-                        vl, dol = (vf * u).to(DOT), (dof * u).to(DOT)
-                        gPl = product(dol, tl.trans(vl), PREC, ACC)
-                        gPl = tl.where(pairs, gPl, 0.0).to(DOT)
-                    else:
-                        gPl = tl.where(pairs, gP, 0.0).to(DOT)
-                    ql, kl = qf, kf
+                    half = halves_matrix(level, C, STRICT, False, SUMS)
+                    ql, kl, vl, dol = qf, kf, vf, dof
                     if KEY != NONE:
-                        w = tl.exp2(sums(halves_matrix(level, C, STRICT, False, SUMS), lat, SUMS, ACC))
+                        w = tl.exp2(sums(half, lat, SUMS, ACC))
                         ql, kl = qf * w, kf * w
-                    ql, kl = ql.to(DOT), kl.to(DOT)
-                    Pl = product(ql, tl.trans(kl), PREC, ACC)
-                    Pl = tl.where(pairs, Pl, 0.0)
-                    gql = product(gPl, kl, PREC, ACC)
-                    gkl = product(tl.trans(gPl), ql, PREC, ACC)
+                    if VALUE:
+                        u = tl.exp2(sums(half, lbt, SUMS, ACC))
+                        vl, dol = vf * u, dof * u
+                    ql, kl, vl, dol = ql.to(DOT), kl.to(DOT), vl.to(DOT), dol.to(DOT)
+                    pairs = pairs_mask(level, C)
+                    gP = product(dol, tl.trans(vl), PREC, ACC)
+                    gP = tl.where(pairs, gP, 0.0).to(DOT)
+                    gql = product(gP, kl, PREC, ACC)
+                    gkl = product(tl.trans(gP), ql, PREC, ACC)
+                    P = product(ql, tl.trans(kl), PREC, ACC)
+                    P = tl.where(pairs, P, 0.0).to(DOT)
+                    gvl = product(tl.trans(P), dol, PREC, ACC)
+                    flah = halves_matrix(level, C, STRICT, True, SUMS)
                     if KEY != NONE:
                         gql, gkl = gql * w, gkl * w
-                        ua += sums(halves_matrix(level, C, STRICT, True, SUMS), qf * gql + kf * gkl, SUMS, ACC)
+                        ua += sums(flah, qf * gql + kf * gkl, SUMS, ACC)
+                    if VALUE:
+                        gvl *= u
+                        gol = u * product(P, vl, PREC, ACC)
+                        ub += sums(flah, dof * gol + vf * gvl, SUMS, ACC)
                     gq += gql
                     gk += gkl
-                    if VALUE:
-                        Pd = Pl.to(DOT)
-                        gol = u * product(Pd, vl, PREC, ACC)
-                        gvl = u * product(tl.trans(Pd), dol, PREC, ACC)
-                        ub += sums(halves_matrix(level, C, STRICT, True, SUMS), dof * gol + vf * gvl, SUMS, ACC)
-                        gv += gvl
-                    else:
-                        P += Pl
-                if not VALUE:
-                    gv += product(tl.trans(P.to(DOT)), dof.to(DOT), PREC, ACC)
+                    gv += gvl
             else:
                 lat = load_scalar(la, t, rel, live, sat, KEY, C, ACC)
                 lar = lat

@@ -93,14 +93,17 @@ def plan(
     K: int,
     V: int,
     H: int,
-    tree: bool,
+    decays: str,
     acc: torch.dtype,
     operands: list[torch.dtype],
     precision: str | None,
     chunk_size: int | None,
     regime: str | None = None,
 ) -> Plan:
-    """The plan for one pass. tree: some decay is a vector over keys or values. operands: dtypes of q, k, v."""
+    """The plan for one pass. operands: dtypes of q, k, v.
+
+    decays: "scalar" (at most one per head and step), "key", "outer" (both over keys), "both" (any over values)."""
+    tree = decays != "scalar"
     regime = regime or regime_of(K, V)
     dot, prec, sums = _precisions(target, acc, operands, precision)
     if regime == "recurrent":
@@ -116,13 +119,42 @@ def plan(
         BH = min(power(H), max(1, lanes // (BK * BV)))
         warps = max(1, BH * BK * BV // target.warp)
         return Plan(regime, tree, C, BK, BV, BH, C, warps, 1, dot, acc, prec, sums)
-    BK = min(power(K, 16), 64)
-    C = 16 if tree else min(64, power(chunk_size or 64, 16))
-    BV = min(power(V, 16), 32 if backward else 64)
-    warps, stages = 8, 1
-    if acc == torch.float64:
-        C, BV = 16, 16
-    return Plan(regime, tree, C, BK, BV, 1, 64, warps, stages, dot, acc, prec, sums, backward and dot == torch.float32)
+    C, wide, high, warps, apart = _blocks(target, backward, tree, decays, dot)
+    if chunk_size is not None and not tree:
+        C = min(C, power(chunk_size, 16))
+    return Plan(
+        regime, tree, C, min(power(K, 16), wide), min(power(V, 16), high), 1, 64, warps, 1, dot, acc, prec, sums, apart
+    )  # fmt: skip
+
+
+def _blocks(
+    target: Target, backward: bool, tree: bool, decays: str, dot: torch.dtype
+) -> tuple[int, int, int, int, bool]:
+    """(steps per chunk, keys and values of the state per program, warps, backward in three launches).
+
+    Chosen by compiling (aot.py): the largest that spill no registers. Before Hopper a state of 64 keys must not be
+    split over more than four warps; float32, in pieces, needs three times the operands of bfloat16."""
+    if dot == torch.float64:
+        return 16, 16, 16, 4, False
+    if target.backend == "interpreter":
+        return (16 if tree else 64), 64, 64, 4, False
+    low = dot == torch.bfloat16
+    if target.backend == "hip":
+        if low:
+            return (16 if tree else 32 if backward else 64), (64 if backward else 128), 64, 4, False
+        return 16, (32 if backward else 64), 64, 4, backward
+    ampere = int(target.arch) < 90
+    if not low:
+        return 16, 32, 64, 8, backward
+    if not tree:
+        return 32, (64 if backward else 128), 64, 8, False
+    if not backward:
+        return 16, (32 if ampere else 128), 64, 8, False
+    if decays == "both":
+        return 16, 32, 64, 8, int(target.arch) >= 100
+    if decays == "outer" and ampere:
+        return 16, 32, 32, 8, False
+    return 16, 64, 64, 8, False
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:

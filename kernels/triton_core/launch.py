@@ -97,7 +97,7 @@ class Problem:
             K=self.K,
             V=self.V,
             H=self.H,
-            tree=self.key in (VECTOR, OUTER) or self.lb is not None,
+            decays="both" if self.lb is not None else {VECTOR: "key", OUTER: "outer"}.get(self.key, "scalar"),
             acc=self.acc,
             operands=[self.q.dtype, self.k.dtype, self.v.dtype],
             precision=precision,
