@@ -141,11 +141,11 @@ def _blocks(
     low = dot == torch.bfloat16
     if target.backend == "hip":
         if low:
-            return (16 if tree else 32 if backward else 64), (64 if backward else 128), 64, 4, False
+            return (16 if tree or backward else 64), (64 if backward else 128), 64, 4, False
         return 16, (32 if backward else 64), 64, 4, backward
     ampere = int(target.arch) < 90
     if not low:
-        return 16, 32, 64, 8, backward
+        return 16, 32, (64 if tree or not backward else 32), (8 if backward else 4), backward
     if not tree:
         return 32, (64 if backward else 128), 64, 8, False
     if not backward:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -261,7 +262,10 @@ def _states(
         arguments |= {"k": x.q, "v": arguments["do"]}
         arguments |= {"sk" + a: arguments["sq" + a] for a in "bthd"}
         arguments |= {"sv" + a: arguments["so" + a] for a in "bthd"}
-    run(kernel, x.N * x.H * -(-x.K // p.BK) * -(-x.V // p.BV), only(kernel, arguments), p)
+    warps = 4 if p.BK * p.BV <= 4096 else 8  # it holds little but the state
+    run(
+        kernel, x.N * x.H * -(-x.K // p.BK) * -(-x.V // p.BV), only(kernel, arguments), replace(p, warps=warps)
+    )  # fmt: skip
 
 
 def backward(
