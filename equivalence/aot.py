@@ -1,24 +1,93 @@
-"""`mixerzoo aot`: the Triton kernels compiled ahead of time, without a GPU."""
+"""`mixerzoo aot`: what the Triton kernels compile to, for GPUs that need not be present."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..kernels.triton_core.aot import Row
+
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    if importlib.util.find_spec("triton") is None:
-        return
-    from ..kernels.triton_core import aot
-
-    aot.add_arguments(parser)
+    if HAVE_TRITON:
+        from ..kernels.triton_core.aot import DECAYS, DTYPES, TARGETS
+    else:
+        TARGETS, DTYPES, DECAYS = {}, {}, ()
+    many = "may be given several times; default "
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help=f"{many}all")
+    parser.add_argument("--dtype", action="append", choices=list(DTYPES), help=f"{many}bfloat16 and float32")
+    parser.add_argument("--head-dim", action="append", type=int, metavar="D", help=f"{many}64 and 128")
+    parser.add_argument("--decay", action="append", choices=DECAYS, help=f"{many}all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="compilers side by side (2)")
 
 
 def run(args: argparse.Namespace) -> int:
-    if importlib.util.find_spec("triton") is None:
+    """Exit status 1 if a kernel spills, does not fit or uses no matrix instruction."""
+    if not HAVE_TRITON:
         print("mixerzoo aot: triton is not installed here (it exists for Linux only)", file=sys.stderr)
         return 2
     from ..kernels.triton_core import aot
 
-    return aot.run(args)
+    for dim in args.head_dim or ():
+        if not 1 <= dim <= 256:
+            print(f"mixerzoo aot: --head-dim is {dim}; accepted: 1 to 256", file=sys.stderr)
+            return 2
+    matrix = aot.cases(
+        args.target or list(aot.TARGETS),
+        args.dtype or ["bfloat16", "float32"],
+        args.head_dim or [64, 128],
+        args.decay or aot.DECAYS,
+    )
+    compiled = track(
+        aot.compile_all(matrix, args.processes), "compiling", len(matrix), console=Console(stderr=True)
+    )
+    rows = [row for some in compiled for row in some]
+    console = Console()
+    (console if console.is_terminal else Console(width=170)).print(table(rows))
+    if args.json is not None:
+        record = [asdict(row) | {"problems": row.problems} for row in rows]
+        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    bad = [row for row in rows if row.problems]
+    for row in bad:
+        print(f"{row.target} {row.kernel} {row.decay} {row.dtype} {row.head_dim}: {'; '.join(row.problems)}")
+    print(f"{len(rows)} kernels: {f'{len(bad)} with problems' if bad else 'no spills, all fit'}")
+    return bool(bad)
+
+
+def table(rows: list[Row]) -> Table:
+    found = Table(box=box.SIMPLE_HEAD)
+    for title in ("target", "kernel", "decay", "dtype"):
+        found.add_column(title, no_wrap=True)
+    for title in ("D", "block", "warps", "registers", "spilled bytes", "shared / limit, bytes"):
+        found.add_column(title, justify="right")
+    found.add_column("matrix instructions")
+    for row in rows:
+        found.add_row(
+            row.target,
+            row.kernel,
+            row.decay,
+            row.dtype,
+            str(row.head_dim),
+            row.block,
+            str(row.warps),
+            str(row.registers),
+            str(row.spills),
+            f"{row.shared:,} / {row.shared_limit:,}",
+            ", ".join(f"{n} {name}" for name, n in row.matrix.items()) or "-",
+            style="red" if row.problems else None,
+        )
+    return found

@@ -1,6 +1,6 @@
 """Compile the whole kernel family ahead of time, without a GPU, and say what came out.
 
-    python -m mixerzoo.kernels.triton_core.aot --target sm_90 --dtype bfloat16
+    mixerzoo aot --target sm_90 --dtype bfloat16
 
 For every target, dtype, head size and decay kind the launcher is run on tensors without data; the launches it would
 make are compiled as they stand, then disassembled. A row tells registers per thread, bytes spilled, shared memory
@@ -9,17 +9,14 @@ against what the card has, and the matrix instructions found. Spills or a kernel
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -228,54 +225,3 @@ def compile_all(matrix: list[Case], processes: int = 2) -> Iterator[list[Row]]:
         return
     with ProcessPoolExecutor(processes) as pool:
         yield from pool.map(compile_case, matrix)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns 1 if any row has a problem."""
-    parser = argparse.ArgumentParser(prog="python -m mixerzoo.kernels.triton_core.aot", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument(
-        "--target", action="append", choices=list(TARGETS), help="may be given again; default all"
-    )
-    parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="default bfloat16 and float32")
-    parser.add_argument("--head-dim", action="append", type=int, help="default 64 and 128")
-    parser.add_argument("--decay", action="append", choices=DECAYS, help="default all")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--processes", type=int, default=2, help="compilers side by side (default 2)")
-    options = parser.parse_args(argv)
-
-    from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
-
-    matrix = cases(
-        options.target or list(TARGETS),
-        options.dtype or ["bfloat16", "float32"],
-        options.head_dim or [64, 128],
-        options.decay or DECAYS,
-    )
-    progress = track(compile_all(matrix, options.processes), "compiling", total=len(matrix),
-                     console=Console(stderr=True))  # fmt: skip
-    rows = [row for some in progress for row in some]
-    table = Table("target", "kernel", "decay", "dtype", "D", "block", "warps", "registers", "spills", "shared",
-                  "matrix instructions", "s")  # fmt: skip
-    for row in rows:
-        table.add_row(
-            row.target, row.kernel, row.decay, row.dtype, str(row.head_dim), row.block, str(row.warps),
-            str(row.registers), str(row.spills), f"{row.shared}/{row.shared_limit}",
-            ", ".join(f"{n} {name}" for name, n in row.matrix.items()) or "-", f"{row.seconds:.1f}",
-            style="red" if row.problems else None,
-        )  # fmt: skip
-    Console(width=180).print(table)
-    if options.json:
-        options.json.write_text(
-            json.dumps([asdict(row) | {"problems": row.problems} for row in rows], indent=1)
-        )
-    bad = [row for row in rows if row.problems]
-    for row in bad:
-        print(f"{row.target} {row.kernel} {row.decay} {row.dtype} {row.head_dim}: {'; '.join(row.problems)}")
-    return bool(bad)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
