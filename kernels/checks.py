@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import triton_core
 
@@ -123,6 +124,7 @@ def seqlens(cu_seqlens: object, v: Tensor) -> Tensor:
         raise TypeError(f"cu_seqlens has dtype {x.dtype}; accepted: {accepted}")
     if x.ndim != 1 or x.shape[0] < 2:
         raise ValueError(f"cu_seqlens has shape {shape(x)}; accepted: {accepted}, N >= 1")
+    same_device("cu_seqlens", x, v.device)
     if v.shape[0] != 1:
         raise ValueError(
             f"cu_seqlens was given with batch size {v.shape[0]}; accepted: packed sequences, B = 1"
@@ -165,19 +167,39 @@ def log_values(name: str, x: Tensor | None) -> None:
         raise ValueError(f"{name} contains {top:.6g}; accepted: natural logs of decays, in [-inf, 0]")
 
 
-def outer_values(dt: Tensor, A: Tensor) -> None:
-    """dt is finite and not negative, A is not positive."""
-    if dt.numel() and checking(dt):
-        least, most = (float(y) for y in torch.aminmax(dt.detach()))
-        if not (least >= -ROUNDING and most < math.inf):
-            bad = most if least >= -ROUNDING else least
-            raise ValueError(f"log_decay.dt contains {bad:.6g}; accepted: finite and not negative")
-    log_values("log_decay.A", A)
+def outer_values(dt: Tensor, A: Tensor, name: str = "log_decay") -> None:
+    """dt is finite and not negative, A is not positive (both but for rounding)."""
+    log_values(f"{name}.A", A)
+    if not dt.numel() or not checking(dt):
+        return
+    least, most = (float(y) for y in torch.aminmax(dt.detach()))
+    if not (least >= -ROUNDING and most < math.inf):
+        bad = most if least >= -ROUNDING else least
+        raise ValueError(f"{name}.dt contains {bad:.6g}; accepted: finite and not negative")
+    # What counts as rounding of dt depends on what it is multiplied with.
+    if least < 0 and A.numel() and least * float(A.detach().amin()) > 1e-2:
+        raise ValueError(
+            f"{name}.dt contains {least:.6g} beside an A of {float(A.detach().amin()):.6g}; "
+            "accepted: finite and not negative"
+        )
+
+
+def reverse_mode(*xs: Tensor | None) -> None:
+    """Forward-mode derivatives do not exist here, and would come out as 0 without a word."""
+    if torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", 0) < 0:
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in xs):
+        raise NotImplementedError(
+            "an operand carries a forward-mode tangent (torch.func.jvp, torch.autograd.forward_ad); "
+            "accepted: reverse-mode differentiation"
+        )
 
 
 def number(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"{name} is {x!r}; accepted: a number")
+    if not abs(x) < 1e300:
+        raise ValueError(f"{name} is {x!r}; accepted: a finite number")
 
 
 def flag(name: str, x: object) -> None:
@@ -190,7 +212,7 @@ def chunk_size(x: object) -> None:
         return
     if isinstance(x, bool) or not isinstance(x, int):
         raise TypeError(f"chunk_size is {x!r}; accepted: None or a whole number from 1")
-    if x < 1:
+    if not 1 <= x < 1 << 62:
         raise ValueError(f"chunk_size is {x}; accepted: None or a whole number from 1")
 
 

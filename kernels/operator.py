@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from . import checks
 from .forms import decay_state
-from .ops import LOWEST, accumulation_dtype, recurrence_op
+from .ops import accumulation_dtype, recurrence_op, split_resets
 from .order import READS
 
 FORMS = ("auto", "parallel", "chunk", "recurrent", "scan")
@@ -66,7 +67,7 @@ def recurrence(
         cu_seqlens: packed sequences: int offsets [N + 1] from 0 to T, with B = 1. Each sequence
             starts from its own initial state; nothing passes between them.
         mask: [B, T] bool. A step where it is False leaves the state untouched: no write and no
-            decay. Its output is read from that state.
+            decay, whatever k, v and the decays hold there. Its output is q read from that state.
         form: "parallel", "chunk", "recurrent" or "scan", the same function each; "auto" takes
             the one with the least estimated cost (`kernels/choose.py`).
         backend: "torch", "triton", or "auto": triton for tensors on a GPU, torch otherwise.
@@ -78,16 +79,18 @@ def recurrence(
 
     Returns:
         o [B, T, H, V] in v's dtype, and the final state [B or N, H, K, V] in the accumulation
-        dtype (float32, or float64 where any input is). Every tensor argument has a gradient, to
-        any order; that of a log-decay is exact, and exactly 0, where the decay is 0.
+        dtype (float32, or float64 where any input is). Every tensor argument has a gradient, in
+        reverse mode and to any order; that of a log-decay is exact, and exactly 0, where the decay is 0.
+        Operands are taken to be finite: in the forms that multiply matrices, a NaN reaches all outputs
+        of its chunk.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what is accepted. Log-decays
             which are NaN or greater than rounding (1e-4) are refused on the CPU always, on a GPU inside
             `mixerzoo.kernels.check_values()`.
 
-    Source: the common recurrence of RetNet (Sun et al. 2023, eq. 3), GLA (Yang et al. 2024, eq. 3)
-        and Mamba-2 (Dao & Gu 2024, eq. 1); the decay over values is GLA's β (its eq. 3).
+    Source: the common recurrence of RetNet (Sun et al. 2023, its recurrent form), GLA (Yang et al. 2024,
+        section 4.1) and Mamba-2 (Dao & Gu 2024); the decay over values is GLA's β.
     """
     checks.operands(q, k, v, time=True)
     device, (B, T, H, V), K = v.device, v.shape, k.shape[3]
@@ -122,6 +125,7 @@ def recurrence(
     checks.one_of("precision", precision, PRECISIONS)
     checks.chunk_size(chunk_size)
     checks.backend(backend, form, v)
+    checks.reverse_mode(q, k, v, log_decay, outer, log_decay_v, initial_state)
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B, T), "[B, T]", device)
         k, v, log_decay, log_decay_v = _apply_mask(mask, k, v, log_decay, log_decay_v, B, T)
@@ -211,10 +215,11 @@ def step(
     checks.one_of("read", read, tuple(READS))
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B,), "[B]", device)
+    checks.reverse_mode(q_t, k_t, v_t, la, A, lb, state)
 
     if checks.always_checking():
         if A is not None and la is not None:
-            checks.outer_values(la, A)
+            checks.outer_values(la, A, "log_decay_t")
         else:
             checks.log_values("log_decay_t", la)
         checks.log_values("log_decay_v_t", lb)
@@ -233,12 +238,17 @@ def step(
         la = la.to(dtype)
         la = la[..., None, None] if la.ndim < 3 else la.unsqueeze(2)
         if A is not None:
-            la = la * A.to(dtype).clamp_min(LOWEST).unsqueeze(1)
+            A, resets = split_resets(A)
+            dt, la = la, la * A.to(dtype).unsqueeze(1)
+            if resets is not None:
+                la = la.masked_fill(resets.unsqueeze(1) & (dt > 0), -math.inf)
     if lb is not None:
         lb = lb.to(dtype).unsqueeze(-2)
+    if mask is not None:
+        keep = mask[:, None, None, None]
+        k, v = (torch.where(keep, x, torch.zeros_like(x)) for x in (k, v))
+        la, lb = (None if x is None else torch.where(keep, x, torch.zeros_like(x)) for x in (la, lb))
     S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)
     new = decay_state(S, la, lb) + k.mT * v
-    if mask is not None:
-        new = torch.where(mask[:, None, None, None], new, S)
     o = (q.mT * (new if read == "after" else S)).sum(2)
     return o.to(v_t.dtype), new

@@ -22,9 +22,6 @@ from .order import READS
 from .steps import Gradients, Steps
 
 CHUNK = 64
-# exp(dt·A) is e^A to the power dt: 0 for A = -inf and dt > 0, 1 for dt = 0. Any A as low as this is
-# as good as -inf, and its product with dt = 0 is not NaN.
-LOWEST = -1e30
 # The parallel form has the gradient of the chunk form: its own would need T×T weights again.
 GRADIENT_KIND = {"recurrent": "recurrent", "chunk": "chunk", "parallel": "chunk", "scan": "scan"}
 
@@ -87,8 +84,15 @@ def _full_precision(device: torch.device, precision: str | None) -> Iterator[Non
             torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _finite_outer(x: Operands) -> Operands:
-    return x if x.outer is None else x._replace(outer=x.outer.to(_acc(x)).clamp_min(LOWEST))
+def split_resets(A: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A with 0 for -inf, and where it was -inf (None where a look at host memory shows that it nowhere was).
+
+    exp(dt·A) is e^A to the power dt: with A = -inf, 0 for dt > 0 and 1 for dt = 0, which is no product."""
+    resets = torch.isneginf(A)
+    plain = type(A) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    if plain and A.device.type == "cpu" and not bool(resets.any()):
+        return A, None
+    return A.masked_fill(resets, 0.0), resets
 
 
 def _problem(x: Operands) -> Problem:
@@ -115,16 +119,18 @@ def _steps(x: Operands, o: Options, start: int, stop: int, dtype: torch.dtype) -
     def cut(y: Tensor | None, constant: int) -> Tensor | None:
         return y if y is None or y.ndim == constant else y[:, start:stop]
 
+    outer, resets = (None, None) if x.outer is None else split_resets(x.outer)
     return Steps(
         x.q[:, start:stop],
         x.k[:, start:stop],
         x.v[:, start:stop],
         cut(x.log_decay, 1),
-        x.outer,
+        outer,
         cut(x.log_decay_v, 2),
         scale=o.scale,
         reverse=o.reverse,
         dtype=dtype,
+        resets=resets,
     )
 
 
@@ -146,7 +152,7 @@ def _initial(x: Operands, n: int, dtype: torch.dtype) -> Tensor:
 
 def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
     dtype, order = _acc(x), READS[o.read]
-    x, form = _finite_outer(x), form_of(x, o)
+    form = form_of(x, o)
     pieces, states = [x.v.new_zeros(x.v.shape[0], 0, *x.v.shape[2:], dtype=dtype)], []
     with _full_precision(x.v.device, o.precision):
         for n, (start, stop) in enumerate(_segments(x)):
@@ -164,7 +170,6 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
 def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple[Gradients, Tensor]:
     """Gradients of the operands and of the initial state, all in the accumulation dtype."""
     dtype, order = _acc(x), READS[o.read]
-    x = _finite_outer(x)
     kind = GRADIENT_KIND[form_of(x, o)]
     size = _block(x, o, kind)
     found: list[Gradients] = []
@@ -219,13 +224,18 @@ def _recurrence(
         checks.outer_values(log_decay, outer)
     checks.log_values("log_decay_v", log_decay_v)
     if uses_triton(x, o):
-        out, state = triton_core.forward(*_finite_outer(x), **_triton_options(o))
+        out, state = triton_core.forward(*_for_triton(x), **_triton_options(o))
     else:
         out, state = torch_forward(x, o)
     # An operator's results may not share memory with its arguments (T = 0 hands the state through).
     if initial_state is not None and state.data_ptr() == initial_state.data_ptr():
         state = state.clone()
     return out, state
+
+
+def _for_triton(x: Operands) -> Operands:
+    """The kernels multiply: an A so low that any dt but 0 is a reset, and 0 none."""
+    return x if x.outer is None else x._replace(outer=x.outer.to(_acc(x)).clamp_min(-1e30))
 
 
 def _triton_options(o: Options) -> dict[str, Any]:
@@ -282,7 +292,7 @@ def _recurrence_backward(
     x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens)
     o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size)
     if uses_triton(x, o):
-        grads = triton_core.backward(do, dstate, *_finite_outer(x), **_triton_options(o))
+        grads = triton_core.backward(do, dstate, *_for_triton(x), **_triton_options(o))
     else:
         grads = _flat(*torch_backward(do, dstate, x, o))
     return tuple(  # type: ignore[return-value]

@@ -7,6 +7,7 @@ an outer-product decay, half-precision inputs) is ever expanded over the whole s
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +41,9 @@ class Steps:
     """Operands in the public layout: q [B,T,Hq,K], k [B,T,Hk,K], v [B,T,H,V].
 
     log_decay is None, [H], [B,T,H] or [B,T,H,K]; with `outer` (A, [H,K]) it is dt, [B,T,H], and
-    the log-decay is dt·A. log_decay_v is None, [H,V] or [B,T,H,V]. `dtype` is what slices are
-    computed in (None keeps them as they are); `reverse` walks time from the end.
+    the log-decay is dt·A, and where `resets` ([H,K] bool) it is -inf for dt > 0, whatever A. log_decay_v
+    is None, [H,V] or [B,T,H,V]. `dtype` is what slices are computed in (None keeps them as they are);
+    `reverse` walks time from the end.
     """
 
     def __init__(
@@ -56,9 +58,11 @@ class Steps:
         scale: float = 1.0,
         reverse: bool = False,
         dtype: torch.dtype | None = None,
+        resets: Array = None,
     ) -> None:
         self.q, self.k, self.v = q, k, v
         self.log_decay, self.outer, self.log_decay_v = log_decay, outer, log_decay_v
+        self.resets = resets
         self.scale, self.reverse, self.dtype = scale, reverse, dtype
         self.batch, self.length, self.heads = v.shape[:3]
 
@@ -106,7 +110,9 @@ class Steps:
             else:
                 la = self._cut(la if la.ndim == 4 else la[..., None], i, j).transpose(1, 2)
             if self.outer is not None:
-                la = la * self._cast(self.outer)[:, None]
+                dt, la = la, la * self._cast(self.outer)[:, None]
+                if self.resets is not None:
+                    la = la.masked_fill(self.resets[:, None] & (dt > 0), -math.inf)
         if lb is not None:
             lb = self._over_time(lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
         return Slice(q, k, v, la, lb)

@@ -74,6 +74,11 @@ CASES = [
         ValueError,
         ["log_decay.dt contains inf", "finite"],
     ),
+    (
+        {"log_decay": OuterDecay(A4 * 0 - 5e-5, -1e6 * torch.ones(6, 3))},
+        ValueError,
+        ["log_decay.dt contains", "beside an A"],
+    ),
     ({"log_decay_v": torch.zeros(6)}, ValueError, ["log_decay_v has shape [6]", "[H, V] = [6, 5]"]),
     ({"log_decay_v": torch.full((6, 5), 0.1)}, ValueError, ["log_decay_v contains 0.1"]),
     (
@@ -93,6 +98,7 @@ CASES = [
     ({"precision": "bf16"}, ValueError, ["precision is 'bf16'", "'tf32'"]),
     ({"chunk_size": 0}, ValueError, ["chunk_size is 0", "from 1"]),
     ({"chunk_size": 2.5}, TypeError, ["chunk_size is 2.5"]),
+    ({"scale": float("nan")}, ValueError, ["scale is nan", "finite"]),
     ({"scale": "big"}, TypeError, ["scale is 'big'", "a number"]),
     ({"reverse": 1}, TypeError, ["reverse is 1", "True or False"]),
 ]
@@ -114,6 +120,7 @@ def test_recurrence_refuses(changed, kind, says):
         (torch.tensor([0.0, 4.0]), "cu_seqlens has dtype torch.float32"),
         (torch.tensor([[0, 4]]), "cu_seqlens has shape [1, 2]"),
         (torch.tensor([4]), "cu_seqlens has shape [1]"),
+        (torch.tensor([0, 4], device="meta"), "cu_seqlens is on meta"),
         ([0, 4], "cu_seqlens is list"),
     ],
 )

@@ -103,6 +103,40 @@ def test_outer_decay_of_zero(form):
     assert torch.equal(state, s)
 
 
+@pytest.mark.parametrize("dt", [1e-38, 1e-31, 0.5])
+def test_outer_decay_of_zero_for_any_step_size(dt):
+    x = torch.ones(1, 2, 1, 1)
+    o, _ = recurrence(x, x, x, OuterDecay(torch.full((1, 2, 1), dt), torch.full((1, 1), -torch.inf)))
+    assert o.flatten().tolist() == [1.0, 1.0]
+
+
+def test_masked_step_drops_what_padding_holds():
+    torch.manual_seed(8)
+    q, k, v, la, lb, s0 = (
+        x[:, 0] if i < 5 else x for i, x in enumerate(arguments(2, 1, 2, 3, 3, "BTHK", "BTHV"))
+    )
+    mask = torch.tensor([True, False])
+    for x in (k, v, la, lb):
+        x[1] = float("nan")
+    xs = [x.requires_grad_() for x in (k, v, la, lb, s0)]
+    o, s = step(q, *xs[:4], state=xs[4], mask=mask)
+    assert torch.equal(s[1], s0[1])
+    for g in torch.autograd.grad(o.sum() + s.sum(), xs):
+        assert g.isfinite().all()
+
+
+@pytest.mark.parametrize("call", ["recurrence", "step"])
+def test_forward_mode_is_refused(call):
+    """It would come out as 0 without a word."""
+    x = torch.randn(1, 5, 1, 2)
+
+    def f(x):
+        return recurrence(x, x, x)[0] if call == "recurrence" else step(x[:, 0], x[:, 0], x[:, 0])[0]
+
+    with pytest.raises(NotImplementedError, match="accepted: reverse-mode"):
+        torch.func.jvp(f, (x,), (torch.ones_like(x),))
+
+
 def test_results_share_no_memory_with_arguments():
     q, k, v, _, _, s0 = arguments(1, 0, 1, 2, 2)
     _, s = recurrence(q, k, v, initial_state=s0)
