@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..kernels import OuterDecay, checks, recurrence, step
 from ..kernels.operator import FORMS
+from .arguments import whole
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,13 @@ def head_count(d_model: int, num_heads: int | None) -> int:
     if num_heads is None:
         most = max(4, d_model // 64)
         return next(h for h in range(min(most, d_model), 0, -1) if d_model % h == 0)
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1:
-        raise ValueError(f"num_heads is {num_heads!r}; accepted: a whole number from 1, or None")
-    return num_heads
+    return whole("num_heads", num_heads, ", or None")
 
 
 def head_size(d_model: int, num_heads: int, head_dim: int | None = None) -> int:
     """head_dim, or by default d_model / num_heads."""
     if head_dim is not None:
-        return head_dim
+        return whole("head_dim", head_dim, ", or None")
     if d_model % num_heads:
         raise ValueError(
             f"num_heads is {num_heads}; accepted: a divisor of d_model = {d_model}, or give head_dim"
@@ -122,9 +121,7 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        if isinstance(d_model, bool) or not isinstance(d_model, int) or d_model < 1:
-            raise ValueError(f"d_model is {d_model!r}; accepted: a whole number from 1")
-        self.d_model = d_model
+        self.d_model = whole("d_model", d_model)
         self.backend = "auto"
 
     # ---------------------------------------------------------------- what a mixer defines

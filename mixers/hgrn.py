@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import flag, number, whole
 from .base import Core, RecurrentMixer, Tokens, accumulation
 from .parts import angles, layer_of
 
@@ -24,9 +25,12 @@ class LowerBounds(nn.Module):
 
     def __init__(self, num_layers: int, channels: int) -> None:
         super().__init__()
+        whole("num_layers", num_layers)
+        whole("channels", channels)
         self.gamma = nn.Parameter(torch.zeros(num_layers, channels))
 
     def forward(self, layer_idx: int) -> Tensor:
+        layer_of(layer_idx, self.gamma.shape[0])
         p = self.gamma.softmax(0)
         return p[1 : layer_idx + 1].sum(0)
 
@@ -66,7 +70,8 @@ class HGRN(RecurrentMixer):
         bias: of the projections.
 
     Raises:
-        ValueError: layer_idx is not below num_layers; lower_bound is outside [0, 1).
+        TypeError: an option of another type.
+        ValueError: a size below 1; layer_idx is not below num_layers; lower_bound is outside [0, 1).
 
     Paper: Qin, Yang & Zhong 2023, "Hierarchically Gated Recurrent Neural Network for Sequence
         Modeling" (NeurIPS 2023, arXiv:2311.04823), section 3.2. That the gate is applied before the
@@ -86,9 +91,9 @@ class HGRN(RecurrentMixer):
     ) -> None:
         super().__init__(d_model)
         layer_of(layer_idx, num_layers)
-        if expand < 1:
-            raise ValueError(f"expand is {expand}; accepted: a whole number from 1")
-        self.complex, self.channels = complex, expand * d_model
+        flag("bias", bias)
+        self.complex = flag("complex", complex)
+        self.channels = whole("expand", expand) * d_model
         self.layer_idx, self.num_layers = layer_idx, num_layers
         if lower_bound is None:
             lower_bound = layer_idx / num_layers
@@ -99,8 +104,8 @@ class HGRN(RecurrentMixer):
                     f"lower_bound holds {list(lower_bound.gamma.shape)} bounds; accepted: "
                     f"[num_layers, channels] = {list(accepted)}"
                 )
-        elif not 0 <= lower_bound < 1:
-            raise ValueError(f"lower_bound is {lower_bound}; accepted: from 0 to below 1")
+        else:
+            number("lower_bound", lower_bound, 0, 1, also=", a LowerBounds, or None")
         self.lower_bound = lower_bound
         width = 2 * self.channels if complex else self.channels
         self.input_proj = nn.Linear(d_model, width, bias=bias)

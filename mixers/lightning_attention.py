@@ -30,6 +30,7 @@ class LightningAttention(RecurrentMixer):
     are computed here, in float64.
 
     Raises:
+        TypeError: an option of another type.
         ValueError: num_heads does not divide d_model and no head_dim was given; layer_idx is not
             below num_layers.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .arguments import flag
 from .base import Core, RecurrentMixer, Tokens, head_count, head_size
 
 
@@ -28,7 +29,8 @@ class LinearAttention(RecurrentMixer):
     y_t is W_o 0 rather than 0/0. There is no eps in the divisor.
 
     Raises:
-        ValueError: num_heads does not divide d_model and no head_dim was given.
+        TypeError: an option of another type.
+        ValueError: num_heads does not divide d_model and no head_dim was given; another option out of range.
 
     Paper: Katharopoulos, Vyas, Pappas & Fleuret 2020, "Transformers are RNNs" (arXiv:2006.16236),
         causal linear attention (its section 3.3) with the feature map elu + 1. Initialisation: that
@@ -39,6 +41,7 @@ class LinearAttention(RecurrentMixer):
         self, d_model: int, num_heads: int | None = None, head_dim: int | None = None, bias: bool = True
     ) -> None:
         super().__init__(d_model)
+        flag("bias", bias)
         self.num_heads = head_count(d_model, num_heads)
         self.head_dim = head_size(d_model, self.num_heads, head_dim)
         inner = self.num_heads * self.head_dim

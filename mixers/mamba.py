@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import OuterDecay
+from .arguments import flag, number, whole
 from .base import Core, RecurrentMixer, Tokens, accumulation
 from .parts import ShortConvolution
 
@@ -36,7 +37,8 @@ class Mamba(RecurrentMixer):
     `attention_map` has up to 8 maps, each the mean over a contiguous group of channels.
 
     Raises:
-        ValueError: a size below 1.
+        TypeError: an option of another type.
+        ValueError: a size below 1; dt_min is not above 0, or above dt_max.
 
     Paper: Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces"
         (arXiv:2312.00752), algorithm 2, with exp(ΔA) for A and ΔB for B as in its released code (its
@@ -60,11 +62,15 @@ class Mamba(RecurrentMixer):
         dt_max: float = 0.1,
     ) -> None:
         super().__init__(d_model)
-        dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
-        sizes = {"d_state": d_state, "expand": expand, "conv_width": conv_width, "dt_rank": dt_rank}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; accepted: a whole number from 1")
+        for name, size in (("d_state", d_state), ("expand", expand), ("conv_width", conv_width)):
+            whole(name, size)
+        dt_rank = math.ceil(d_model / 16) if dt_rank is None else whole("dt_rank", dt_rank, ", or None")
+        flag("use_bias", use_bias)
+        flag("use_conv_bias", use_conv_bias)
+        number("dt_min", dt_min, 0, above=True)
+        number("dt_max", dt_max, 0, above=True)
+        if dt_min > dt_max:
+            raise ValueError(f"dt_min is {dt_min}; accepted: above 0 to dt_max = {dt_max}")
         self.d_state, self.dt_rank, self.d_inner = d_state, dt_rank, expand * d_model
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=use_bias)
         self.conv1d = ShortConvolution(self.d_inner, conv_width, bias=use_conv_bias)

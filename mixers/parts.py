@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import integer, number, whole
 from .base import Tokens, accumulation
 
 
@@ -68,8 +69,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
+        self.eps = number("eps", eps, 0)
         self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * rms_norm(x, self.eps)
@@ -115,10 +116,10 @@ def layer_factor(layer_idx: int, num_layers: int) -> float:
 
 
 def layer_of(layer_idx: int, num_layers: int) -> None:
-    if num_layers < 1:
-        raise ValueError(f"num_layers is {num_layers}; accepted: a whole number from 1")
-    if not 0 <= layer_idx < num_layers:
-        raise ValueError(f"layer_idx is {layer_idx}; accepted: from 0 to num_layers - 1 = {num_layers - 1}")
+    last = whole("num_layers", num_layers) - 1
+    accepted = f"from 0 to num_layers - 1 = {last}"
+    if not 0 <= integer("layer_idx", layer_idx, f"a whole number {accepted}") <= last:
+        raise ValueError(f"layer_idx is {layer_idx}; accepted: {accepted}")
 
 
 @torch.no_grad()

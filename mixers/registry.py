@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from .arguments import shown
 from .base import Mixer
 from .hgrn import HGRN
 from .lightning_attention import LightningAttention
@@ -115,8 +116,11 @@ def build(name: str, d_model: int, **options: Any) -> Mixer:
     64
 
     Raises:
-        ValueError: no mixer has this name.
+        TypeError: name is not a string, or an option is of another type.
+        ValueError: no mixer has this name, or an option is out of range.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {shown(name)}; accepted: {', '.join(map(repr, REGISTRY))}")
     if name not in REGISTRY:
         raise ValueError(f"name is {name!r}; accepted: {', '.join(map(repr, REGISTRY))}")
     return REGISTRY[name].factory(d_model, **options)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import flag, number, whole
 from .base import Mixer, MixerState, Tokens, head_count, head_size, same_shape
 from .parts import angles, rotary_frequencies, rotate_pairs
 
@@ -27,6 +28,7 @@ class SoftmaxAttention(Mixer):
         bias: of the projections.
 
     Raises:
+        TypeError: an option of another type.
         ValueError: num_heads does not divide d_model and no head_dim was given; num_kv_heads does
             not divide num_heads.
 
@@ -46,12 +48,17 @@ class SoftmaxAttention(Mixer):
         super().__init__(d_model)
         self.num_heads = head_count(d_model, num_heads)
         self.head_dim = head_size(d_model, self.num_heads, head_dim)
-        self.num_kv_heads = self.num_heads if num_kv_heads is None else num_kv_heads
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+        self.num_kv_heads = self.num_heads
+        if num_kv_heads is not None:
+            self.num_kv_heads = whole("num_kv_heads", num_kv_heads, ", or None")
+        if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads is {num_kv_heads}; accepted: a divisor of num_heads = {self.num_heads}"
             )
+        if rotary_base is not None:
+            number("rotary_base", rotary_base, 0, above=True, also=", or None")
         self.rotary_base = rotary_base
+        flag("bias", bias)
         inner, inner_kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(d_model, inner, bias=bias)
         self.k_proj = nn.Linear(d_model, inner_kv, bias=bias)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import flag, number
 from .base import Core, RecurrentMixer, Tokens, accumulation, head_count, head_size
 from .linear_attention import elu_plus_one
 from .parts import RMSNorm, angles, init_linears, layer_factor, rms_norm, slopes
@@ -25,7 +26,8 @@ class TransNormer(RecurrentMixer):
         eps: of the norm.
 
     Raises:
-        ValueError: num_heads does not divide d_model and no head_dim was given.
+        TypeError: an option of another type.
+        ValueError: num_heads does not divide d_model and no head_dim was given; another option out of range.
 
     Paper: Qin, Han, Sun, Li, Kong, Barnes & Zhong 2022, "The Devil in Linear Transformer"
         (arXiv:2210.10340), NormAttention. Its DiagAttention, softmax inside blocks for the first
@@ -41,6 +43,7 @@ class TransNormer(RecurrentMixer):
         eps: float = 1e-6,
     ) -> None:
         super().__init__(d_model)
+        flag("bias", bias)
         self.num_heads = head_count(d_model, num_heads)
         self.head_dim = head_size(d_model, self.num_heads, head_dim)
         inner = self.num_heads * self.head_dim
@@ -79,6 +82,7 @@ class TransNormerLLM(RecurrentMixer):
         eps: added to the mean square in the norm, which has no weight and runs over all heads.
 
     Raises:
+        TypeError: an option of another type.
         ValueError: num_heads does not divide d_model and no head_dim was given; layer_idx is not
             below num_layers.
 
@@ -99,9 +103,13 @@ class TransNormerLLM(RecurrentMixer):
         eps: float = 1e-6,
     ) -> None:
         super().__init__(d_model)
+        flag("bias", bias)
+        if lrpe is not None:
+            flag("lrpe", lrpe, ", or None")
+        self.eps = number("eps", eps, 0)
         self.num_heads = H = head_count(d_model, num_heads)
         self.head_dim = D = head_size(d_model, H, head_dim)
-        self.layer_idx, self.num_layers, self.eps = layer_idx, num_layers, eps
+        self.layer_idx, self.num_layers = layer_idx, num_layers
         self.factor = layer_factor(layer_idx, num_layers)
         self.qkvu_proj = nn.Linear(d_model, 4 * H * D, bias=bias)
         self.out_proj = nn.Linear(H * D, d_model, bias=bias)

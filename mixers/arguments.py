@@ -1,0 +1,44 @@
+"""The options of the constructors: an error names the option, what it was, and what is accepted."""
+
+from __future__ import annotations
+
+import math
+
+
+def shown(x: object) -> str:
+    """x in an error: what was written, or the type of what has no short form."""
+    return repr(x) if x is None or isinstance(x, (bool, int, float, str)) else type(x).__name__
+
+
+def integer(name: str, x: object, accepted: str) -> int:
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{name} is {shown(x)}; accepted: {accepted}")
+    return x
+
+
+def whole(name: str, x: object, also: str = "") -> int:
+    """A whole number from 1; `also` says what else the caller takes."""
+    accepted = f"a whole number from 1{also}"
+    n = integer(name, x, accepted)
+    if n < 1:
+        raise ValueError(f"{name} is {n}; accepted: {accepted}")
+    return n
+
+
+def number(
+    name: str, x: object, low: float, below: float = math.inf, above: bool = False, also: str = ""
+) -> float:
+    """A finite number from `low` (or above it) to below `below`."""
+    accepted = f"{'above' if above else 'from'} {low:g}"
+    accepted += f" to below {below:g}{also}" if below < math.inf else also
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"{name} is {shown(x)}; accepted: a number {accepted}")
+    if not (low < x if above else low <= x) or not x < below:
+        raise ValueError(f"{name} is {x}; accepted: {accepted}")
+    return x
+
+
+def flag(name: str, x: object, also: str = "") -> bool:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name} is {shown(x)}; accepted: True or False{also}")
+    return x

@@ -1,0 +1,101 @@
+"""What a mixer is not made with, and what is said about it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, Mamba, TransNormerLLM, build
+
+HEADS = ("linear-attention", "transnormer", "transnormer-llm", "lightning", "softmax")
+LAYERS = ("transnormer-llm", "lightning", "hgrn", "hgrn-complex")
+WHOLE = [
+    *((name, "d_model") for name in REGISTRY),
+    *((name, option) for name in HEADS for option in ("num_heads", "head_dim")),
+    *((name, option) for name in LAYERS for option in ("layer_idx", "num_layers")),
+    ("softmax", "num_kv_heads"),
+    ("hgrn", "expand"),
+    *(("mamba", option) for option in ("d_state", "expand", "conv_width", "dt_rank")),
+]
+NUMBERS = [
+    *((name, "eps") for name in ("transnormer", "transnormer-llm", "lightning")),
+    ("softmax", "rotary_base"),
+    ("hgrn", "lower_bound"),
+    ("mamba", "dt_min"),
+    ("mamba", "dt_max"),
+]
+FLAGS = [
+    *((name, "bias") for name in ("linear-attention", "transnormer", "transnormer-llm", "hgrn", "softmax")),
+    ("transnormer-llm", "lrpe"),
+    ("hgrn", "complex"),
+    ("mamba", "use_bias"),
+    ("mamba", "use_conv_bias"),
+]
+
+
+def made(name: str, option: str, value: object) -> None:
+    build(name, **{"d_model": 8, option: value})
+
+
+@pytest.mark.parametrize("name, option", WHOLE)
+def test_sizes(name: str, option: str) -> None:
+    for value, words in ((2.0, "2.0"), (True, "True"), ("4", "'4'"), (torch.tensor(2), "Tensor")):
+        with pytest.raises(TypeError, match=f"^{option} is {words}; accepted: a whole number from [01]"):
+            made(name, option, value)
+    for value in (-1,) if option == "layer_idx" else (0, -1):
+        with pytest.raises(ValueError, match=f"^{option} is {value}; accepted: .*from [01]"):
+            made(name, option, value)
+
+
+@pytest.mark.parametrize("name, option", NUMBERS)
+def test_numbers(name: str, option: str) -> None:
+    for value, words in ((True, "True"), ("0.1", "'0.1'"), (torch.tensor(0.1), "Tensor")):
+        with pytest.raises(TypeError, match=f"^{option} is {words}; accepted: a number (from|above) 0"):
+            made(name, option, value)
+    for value in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"^{option} is {value}; accepted: (from|above) 0"):
+            made(name, option, value)
+    if option in ("rotary_base", "dt_min", "dt_max"):
+        with pytest.raises(ValueError, match=f"^{option} is 0; accepted: above 0"):
+            made(name, option, 0)
+
+
+@pytest.mark.parametrize("name, option", FLAGS)
+def test_flags(name: str, option: str) -> None:
+    for value, words in ((1, "1"), ("no", "'no'"), (torch.tensor(True), "Tensor")):
+        with pytest.raises(TypeError, match=f"^{option} is {words}; accepted: True or False"):
+            made(name, option, value)
+
+
+def test_step_sizes_rise() -> None:
+    with pytest.raises(ValueError, match=r"^dt_min is 0.2; accepted: above 0 to dt_max = 0.1"):
+        Mamba(8, dt_min=0.2)
+    Mamba(8, dt_min=0.1)
+
+
+def test_none_is_a_default() -> None:
+    for name in HEADS:
+        build(name, 8, num_heads=None, head_dim=None)
+    build("softmax", 8, num_kv_heads=None, rotary_base=None)
+    Mamba(8, dt_rank=None)
+    TransNormerLLM(8, lrpe=None)
+    HGRN(8, lower_bound=None)
+
+
+def test_lower_bounds() -> None:
+    with pytest.raises(ValueError, match="^num_layers is 0; accepted: a whole number from 1"):
+        LowerBounds(0, 8)
+    with pytest.raises(TypeError, match=r"^channels is 8.0; accepted: a whole number from 1"):
+        LowerBounds(2, 8.0)
+    bounds = LowerBounds(2, 8)
+    for layer_idx in (-1, 2):
+        with pytest.raises(ValueError, match=f"^layer_idx is {layer_idx}; accepted: from 0 to .* = 1"):
+            bounds(layer_idx)
+    with pytest.raises(TypeError, match=r"^layer_idx is 1.0; accepted: a whole number from 0"):
+        bounds(1.0)
+
+
+def test_name() -> None:
+    for name, words in (([], "list"), (None, "None"), (3, "3")):
+        with pytest.raises(TypeError, match=f"^name is {words}; accepted: 'linear-attention', "):
+            build(name, 8)
