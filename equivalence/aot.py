@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from .text import check_file
+
 if TYPE_CHECKING:
     from ..kernels.triton_core.aot import Row
 
@@ -22,15 +24,18 @@ HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    targets: list[str] = []
+    dtypes: list[str] = []
+    decays: list[str] = []
     if HAVE_TRITON:
-        from ..kernels.triton_core.aot import DECAYS, DTYPES, TARGETS
-    else:
-        TARGETS, DTYPES, DECAYS = {}, {}, ()
+        from ..kernels.triton_core import aot
+
+        targets, dtypes, decays = list(aot.TARGETS), list(aot.DTYPES), list(aot.DECAYS)
     many = "may be given several times; default "
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help=f"{many}all")
-    parser.add_argument("--dtype", action="append", choices=list(DTYPES), help=f"{many}bfloat16 and float32")
+    parser.add_argument("--target", action="append", choices=targets, help=f"{many}all")
+    parser.add_argument("--dtype", action="append", choices=dtypes, help=f"{many}bfloat16 and float32")
     parser.add_argument("--head-dim", action="append", type=int, metavar="D", help=f"{many}64 and 128")
-    parser.add_argument("--decay", action="append", choices=DECAYS, help=f"{many}all")
+    parser.add_argument("--decay", action="append", choices=decays, help=f"{many}all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="compilers side by side (2)")
 
@@ -46,14 +51,28 @@ def run(args: argparse.Namespace) -> int:
         if not 1 <= dim <= 256:
             print(f"mixerzoo aot: --head-dim is {dim}; accepted: 1 to 256", file=sys.stderr)
             return 2
+    if args.processes < 1:
+        print(f"mixerzoo aot: --processes is {args.processes}; accepted: at least 1", file=sys.stderr)
+        return 2
+    if args.json is not None:
+        try:
+            check_file("--json", args.json)
+        except ValueError as e:
+            print(f"mixerzoo aot: {e}", file=sys.stderr)
+            return 2
     matrix = aot.cases(
         args.target or list(aot.TARGETS),
         args.dtype or ["bfloat16", "float32"],
         args.head_dim or [64, 128],
         args.decay or aot.DECAYS,
     )
+    errors = Console(stderr=True)
     compiled = track(
-        aot.compile_all(matrix, args.processes), "compiling", len(matrix), console=Console(stderr=True)
+        aot.compile_all(matrix, args.processes),
+        "compiling",
+        len(matrix),
+        console=errors,
+        disable=not errors.is_terminal,
     )
     rows = [row for some in compiled for row in some]
     console = Console()

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .figures import FIGURES
 from .figures.plan import Inputs, Plan
 from .style import Drawn, save
-from .text import english
+from .text import check_folder, english
 from .timing import one_thread
 from .training import Corpus, cores, train_all
 
@@ -62,7 +62,13 @@ def prepare(steps: int, text: Path | None, training: bool = True) -> Inputs:
     if steps < 1:
         raise ValueError(f"--steps is {steps}; accepted: at least 1")
     plan = replace(plan, settings=replace(plan.settings, steps=steps))
-    return Inputs(plan, Corpus(english(text), plan.settings.length) if training else None)
+    if not training:
+        return Inputs(plan, None)
+    read = english(text)
+    try:
+        return Inputs(plan, Corpus(read, plan.settings.length))
+    except ValueError as e:
+        raise e if text is None else ValueError(f"--text is {text}: {e}") from e
 
 
 def with_models(inputs: Inputs, progress: Progress) -> Inputs:
@@ -104,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     names = args.names or list(FIGURES)
     training = any(FIGURES[name].TRAINED for name in names)
     try:
+        check_folder("--output", args.output)
         inputs = prepare(args.steps, args.text, training)
     except (OSError, ValueError) as error:
         print(f"mixerzoo plot: {error}", file=sys.stderr)

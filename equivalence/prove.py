@@ -16,13 +16,10 @@ import difflib
 import fnmatch
 import importlib.metadata
 import json
-import os
 import platform
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +29,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .text import check_file, english, notes_elsewhere
 from .theorem import Budget, Outcome, Theorem
 from .theorems import catalogue
 
@@ -53,7 +51,7 @@ def select(names: Iterable[str], theorems: dict[str, Theorem]) -> list[Theorem]:
     """
     chosen: dict[str, Theorem] = {}
     for name in names:
-        found = [name] if name in theorems else [t for t in theorems if t.startswith(name)]
+        found = [name] if name in theorems else [t for t in theorems if name and t.startswith(name)]
         found = found or fnmatch.filter(theorems, name)
         if not found:
             groups = {t.rpartition("/")[0] for t in theorems}
@@ -82,18 +80,22 @@ def prove(
 
     Raises:
         UnknownTheorem: a name matches nothing.
+        OSError, ValueError: the text cannot be read, or is too short.
     """
     theorems = catalogue()
     chosen = list(theorems.values()) if not names else select(names, theorems)
+    if text is not None:
+        english(text)
     budget = Budget(quick, seed, None if text is None else Path(text))
     outcomes = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are small: more threads are slower
     try:
-        for i, theorem in enumerate(chosen):
-            if progress is not None:
-                progress(i, len(chosen), theorem)
-            outcomes.append(theorem.run(budget))
+        with notes_elsewhere():
+            for i, theorem in enumerate(chosen):
+                if progress is not None:
+                    progress(i, len(chosen), theorem)
+                outcomes.append(theorem.run(budget))
     finally:
         torch.set_num_threads(threads)
     return outcomes
@@ -224,47 +226,30 @@ def _list(console: Console) -> int:
     return 0
 
 
-@contextmanager
-def _elsewhere() -> Iterator[None]:
-    """Let hypothesis keep its notes in a temporary folder instead of the one the command is run in."""
-    name = "HYPOTHESIS_STORAGE_DIRECTORY"
-    if name in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="mixerzoo-") as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            del os.environ[name]
-
-
 def run(args: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     if args.list:
         return _list(console)
-    if args.text is not None and not args.text.is_file():
-        print(
-            f"mixerzoo prove: --text is {args.text}; accepted: a file of at least 1,000 bytes",
-            file=sys.stderr,
-        )
+    try:
+        select(args.names, catalogue())
+        if args.json is not None:
+            check_file("--json", args.json)
+        if args.text is not None:
+            english(args.text)
+    except (OSError, ValueError) as e:
+        print(f"mixerzoo prove: {e}", file=sys.stderr)
         return 2
     began = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("theorems")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("theorems")
 
-            def report(done: int, of: int, theorem: Theorem) -> None:
-                bar.update(task, completed=done, total=of, description=theorem.name)
+        def report(done: int, of: int, theorem: Theorem) -> None:
+            bar.update(task, completed=done, total=of, description=theorem.name)
 
-            with _elsewhere():
-                outcomes = prove(args.names, args.quick, args.seed, args.text, report)
-    except UnknownTheorem as e:
-        print(f"mixerzoo prove: {e}", file=sys.stderr)
-        return 2
+        outcomes = prove(args.names, args.quick, args.seed, args.text, report)
     _show(console, outcomes, time.perf_counter() - began, fold=not args.names)
     if args.json is not None:
         args.json.write_text(as_json(outcomes, args.quick, args.seed), encoding="utf-8")

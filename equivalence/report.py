@@ -21,6 +21,7 @@ from .page import Report, render
 from .plot import add_training_arguments, draw_all, prepare, progress_bars, with_models
 from .prove import as_json, prove, versions
 from .style import save
+from .text import check_file, check_folder
 from .theorem import Outcome, Theorem
 from .training import cores
 
@@ -95,8 +96,12 @@ def make(
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     try:
+        check_folder("--output", args.output)
         inputs = prepare(args.steps, args.text)
         args.output.mkdir(parents=True, exist_ok=True)
+        check_folder("figures of --output", args.output / "figures")
+        for name in ("index.html", "proofs.json"):
+            check_file(f"{name} of --output", args.output / name)
     except (OSError, ValueError) as error:
         print(f"mixerzoo report: {error}", file=sys.stderr)
         return 2

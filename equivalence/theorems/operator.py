@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ...kernels import OuterDecay, step
+from ..text import notes_elsewhere
 from ..theorem import Budget, Collection, Counterexample, Tally
 from .examples import (
     DECAYS,
     FORMS,
+    KEY_DECAYS,
     TOLERANCE,
+    VALUE_DECAYS,
     Arguments,
     Case,
     Scale,
@@ -422,9 +425,9 @@ def check_kernel(
             layout of `mixerzoo.kernels.recurrence`: [B, T, H, D] and [B, H, K, V]. The
             decays are None where the two arguments below say "none".
         key_decay, value_decay: the shape of the decays, as in "[H]", "[B,T,H]" or "[B,T,H,K]";
-            "[H,V]" or "[B,T,H,V]"; or "none".
+            "[H,V]" or "[B,T,H,V]"; or "none". "dt·A" for the keys is an `OuterDecay`.
         read: "after" or "before".
-        dtype: of the arguments.
+        dtype: of the arguments; float64, float32, bfloat16 or float16.
         tolerance: relative to the largest output of each head when nothing cancels;
             None: 1e-12 for float64, 1e-5 for float32, the rounding of the outputs otherwise.
         examples: how many to draw. They have decays of 0, -1000 and -inf among them.
@@ -435,6 +438,8 @@ def check_kernel(
 
     Raises:
         Counterexample: with the smallest arguments found for which the two differ.
+        ValueError: an option is none of those above.
+        TypeError: the kernel does not take six positional arguments.
 
     >>> from mixerzoo.kernels import recurrence
     >>> def mine(q, k, v, log_decay, log_decay_v, initial_state):
@@ -442,14 +447,28 @@ def check_kernel(
     >>> check_kernel(mine, examples=10) < 1e-12
     True
     """
+    for option, given, accepted in (
+        ("key_decay", key_decay, KEY_DECAYS),
+        ("value_decay", value_decay, VALUE_DECAYS),
+        ("read", read, ("after", "before")),
+        ("dtype", dtype, tuple(TOLERANCE)),
+    ):
+        if given not in accepted:
+            raise ValueError(f"{option} is {given!r}; accepted: {', '.join(map(repr, accepted))}")
     allowed = TOLERANCE[dtype] if tolerance is None else tolerance
+    refusals: list[TypeError] = []
 
     def check(case: Case) -> float:
         x = arguments(case).but(scale=1.0)
         if x.initial_state is None:
             S = torch.zeros(case.batch, case.heads[0], case.key_dim, case.value_dim, dtype=dtype)
             x = x.but(initial_state=S)
-        found = kernel(x.q, x.k, x.v, x.log_decay, x.log_decay_v, x.initial_state)
+        try:
+            found = kernel(x.q, x.k, x.v, x.log_decay, x.log_decay_v, x.initial_state)
+        except TypeError as e:
+            if e.__traceback__ is not None and e.__traceback__.tb_next is None:  # not from inside the kernel
+                refusals.append(e)
+            raise
         return compare_both("the kernel", case, found, loop(x), Scale(x), allowed)
 
     tally = Tally()
@@ -465,5 +484,14 @@ def check_kernel(
             }
         )
     )
-    run_examples(Budget(seed=seed), tally, drawn, check, examples, examples)
+    try:
+        with notes_elsewhere():
+            run_examples(Budget(seed=seed), tally, drawn, check, examples, examples)
+    except Counterexample:
+        if not refusals:
+            raise
+        raise TypeError(
+            "the kernel is called with six positional arguments, "
+            f"kernel(q, k, v, log_decay, log_decay_v, initial_state), which it does not take: {refusals[0]}"
+        ) from refusals[0]
     return tally.worst or 0.0

@@ -87,7 +87,10 @@ def test_shares_and_distances_of_a_known_map() -> None:
     [
         (["nonsense"], "no figure 'nonsense'; known: " + ", ".join(FIGURES)),
         (["learning-curves", "--steps", "0"], "--steps is 0; accepted: at least 1"),
-        (["attention-maps", "--text", "missing.txt"], "missing.txt"),
+        (
+            ["attention-maps", "--text", "missing.txt"],
+            "--text is missing.txt (missing); accepted: a file of at least",
+        ),
     ],
 )
 def test_errors_say_what_is_accepted(
@@ -95,6 +98,20 @@ def test_errors_say_what_is_accepted(
 ) -> None:
     assert cli.main(["plot", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "deeper/figures"])
+def test_an_output_that_is_a_file_is_refused_before_any_work(
+    below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plot, "with_models", lambda *args: pytest.fail("models were trained"))
+    monkeypatch.setattr(plot, "draw_all", lambda *args: pytest.fail("figures were drawn"))
+    (tmp_path / "file").write_text("kept")
+    output = tmp_path / "file" / below
+    assert cli.main(["plot", "error-by-length", "-o", str(output)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"mixerzoo plot: --output is {output}; accepted: a folder, or the name of a new one"
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_the_command_writes_the_figures_it_is_asked_for(

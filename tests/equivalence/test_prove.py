@@ -1,13 +1,17 @@
 """The command and the function: what they run, choose, print and return."""
 
 import argparse
+import functools
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from mixerzoo.equivalence import prove
+from mixerzoo.equivalence import aot, prove
 from mixerzoo.equivalence.theorem import EVIDENCE, Budget, Counterexample, Tally, Theorem
 from mixerzoo.equivalence.theorems import catalogue
 from mixerzoo.equivalence.theorems.operator import check_kernel
@@ -150,3 +154,162 @@ def test_ones_own_kernel_is_checked():
     assert check_kernel(right, examples=20) < 1e-12
     with pytest.raises(Counterexample, match="T = 2,"):
         check_kernel(wrong, examples=20)
+
+
+# ------------------------------------------------------------------ what is refused, before any work
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    def ran(budget, tally):
+        raise AssertionError("a theorem was run")
+
+    theorem = Theorem("a/theorem", "One.", "nothing", "text", ran)
+    monkeypatch.setattr(prove, "catalogue", lambda: {theorem.name: theorem})
+
+
+def refused(capsys, status):
+    """The one line on stderr of a command that printed nothing else and exited with 2."""
+    printed = capsys.readouterr()
+    assert status == 2 and not printed.out
+    (line,) = printed.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("name", ["missing/x.json", "", "file/x.json"])
+def test_json_that_cannot_be_written_is_refused(no_work, capsys, tmp_path, name):
+    (tmp_path / "file").touch()
+    line = refused(capsys, command("--json", str(tmp_path / name)))
+    assert f"--json is {tmp_path / name}; accepted: a file in a folder that exists" in line
+
+
+@pytest.mark.parametrize("name", ["missing/x.json", "", "file/x.json"])
+def test_json_of_aot_that_cannot_be_written_is_refused(capsys, tmp_path, name, monkeypatch):
+    pytest.importorskip("triton")
+    from mixerzoo.kernels.triton_core import aot as compiler
+
+    monkeypatch.setattr(compiler, "compile_all", lambda *args: pytest.fail("kernels were compiled"))
+    (tmp_path / "file").touch()
+    line = refused(capsys, aot_command("--json", str(tmp_path / name)))
+    assert f"--json is {tmp_path / name}; accepted: a file in a folder that exists" in line
+
+
+def aot_command(*arguments):
+    parser = argparse.ArgumentParser()
+    aot.add_arguments(parser)
+    return aot.run(parser.parse_args(arguments))
+
+
+def test_aot_needs_a_process(capsys):
+    pytest.importorskip("triton")
+    assert "--processes is 0; accepted: at least 1" in refused(capsys, aot_command("--processes", "0"))
+
+
+def test_aot_prints_no_bar_into_a_pipe(capsys, monkeypatch):
+    pytest.importorskip("triton")
+    from mixerzoo.kernels.triton_core import aot as compiler
+
+    row = compiler.Row(
+        "sm_90", "chunk_forward", "scalar", "bfloat16", 64, "1x1x1", 4, 9, 0, 9, 99, {"HMMA": 1}
+    )
+    monkeypatch.setattr(compiler, "compile_all", lambda matrix, processes: iter([[row] for _ in matrix]))
+    assert (
+        aot_command("--target", "sm_90", "--dtype", "bfloat16", "--head-dim", "64", "--decay", "scalar") == 0
+    )
+    printed = capsys.readouterr()
+    assert not printed.err and "1 kernels: no spills, all fit" in printed.out
+
+
+@pytest.mark.parametrize(("name", "what"), [("short", "of 5 bytes"), ("none", "missing"), ("", "not a file")])
+def test_a_text_that_will_not_do_is_refused(no_work, capsys, tmp_path, name, what):
+    (tmp_path / "short").write_bytes(b"short")
+    path = tmp_path / name
+    line = refused(capsys, command("--text", str(path)))
+    assert f"--text is {path} ({what}); accepted: a file of at least 1,000 bytes" in line
+    with pytest.raises((OSError, ValueError), match="accepted: a file of at least 1,000 bytes"):
+        prove.prove(text=path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_text_is_refused(no_work, capsys, tmp_path):
+    path = tmp_path / "secret"
+    path.write_bytes(b"x" * 2000)
+    path.chmod(0)
+    assert "accepted: a file of at least 1,000 bytes" in refused(capsys, command("--text", str(path)))
+
+
+def test_an_empty_name_matches_nothing(no_work, capsys):
+    assert "no theorem is named ''" in refused(capsys, command(""))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from mixerzoo.equivalence.prove import prove; assert prove(['operator/step'])[0].passed",
+        "from mixerzoo.equivalence.theorems.operator import check_kernel\n"
+        "from mixerzoo.kernels import recurrence\n"
+        "check_kernel(lambda *x: recurrence(*x[:5], initial_state=x[5]), examples=3)",
+    ],
+)
+def test_hypothesis_leaves_nothing_behind(tmp_path, program):
+    here, temporary = tmp_path / "here", tmp_path / "temporary"
+    here.mkdir()
+    temporary.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "HYPOTHESIS_STORAGE_DIRECTORY"}
+    environment |= {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    program += "\nimport hypothesis.configuration as c, pathlib\n"
+    program += "assert pathlib.Path.cwd() in pathlib.Path(c.storage_directory('x').path).parents"
+    subprocess.run([sys.executable, "-c", program], cwd=here, env=environment, check=True)
+    assert not list(here.iterdir())
+    assert not list(temporary.glob("mixerzoo-*"))
+
+
+# ------------------------------------------------------------------ check_kernel
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key_decay": "[B,T]"}, r"key_decay is '\[B,T\]'; accepted: 'none', '\[H\]', "),
+        ({"value_decay": "[H]"}, r"value_decay is '\[H\]'; accepted: 'none', '\[H,V\]', "),
+        ({"read": "later"}, "read is 'later'; accepted: 'after', 'before'"),
+        ({"dtype": "float64"}, "dtype is 'float64'; accepted: torch.float64, torch.float32, "),
+        ({"dtype": torch.int64}, "dtype is torch.int64; accepted: torch.float64, torch.float32, "),
+    ],
+)
+def test_options_of_check_kernel_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_kernel(lambda *x: pytest.fail("called"), **options)
+
+
+def test_a_kernel_that_cannot_be_called_is_told_with_what():
+    def few(q, k, v):
+        raise AssertionError("called")
+
+    with pytest.raises(
+        TypeError, match=r"kernel\(q, k, v, log_decay, log_decay_v, initial_state\).*few\(\) takes 3"
+    ):
+        check_kernel(few, examples=5)
+
+
+def test_a_type_error_inside_a_kernel_is_a_counterexample():
+    def broken(q, k, v, log_decay, log_decay_v, initial_state):
+        return q + "text", initial_state
+
+    with pytest.raises(Counterexample, match=r"TypeError: .* for B = 1, T = 1"):
+        check_kernel(broken, examples=5)
+
+
+def test_wrappers_are_kernels():
+    def other(q, k, v, options, *, log_decay, initial_state):
+        return recurrence(q, k, v, log_decay, initial_state=initial_state, **options)
+
+    @functools.wraps(other)  # signature() shows the arguments of `other`
+    def wrapper(*x):
+        return other(*x[:3], {"form": "scan"}, log_decay=x[3], initial_state=x[5])
+
+    def more(form, q, k, v, log_decay, log_decay_v, initial_state):
+        return recurrence(q, k, v, log_decay, log_decay_v, initial_state=initial_state, form=form)
+
+    assert check_kernel(wrapper, examples=5) < 1e-12
+    assert check_kernel(functools.partial(more, "chunk"), key_decay="dt·A", examples=5) < 1e-12

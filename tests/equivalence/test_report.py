@@ -115,5 +115,35 @@ def test_errors_say_what_is_accepted(capsys: pytest.CaptureFixture[str], tmp_pat
     short = tmp_path / "short.txt"
     short.write_bytes(b"x" * 1100)
     assert cli.main(["report", "-o", str(tmp_path / "out"), "--text", str(short)]) == 2
-    assert "accepted: more than 1290" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"--text is {short}" in printed and "accepted: more than 1290" in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("blocked", "accepted"),
+    [
+        ("out", "a folder, or the name of a new one"),
+        ("out/figures", "a folder, or the name of a new one"),
+        ("out/index.html", "a file in a folder that exists"),
+        ("out/proofs.json", "a file in a folder that exists"),
+    ],
+)
+def test_an_output_in_the_way_is_refused_before_any_work(
+    blocked: str,
+    accepted: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(report, "prove", lambda **options: pytest.fail("theorems were run"))
+    path = tmp_path / blocked
+    if "a file" in accepted:
+        path.mkdir(parents=True)
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("kept")
+    assert cli.main(["report", "-o", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mixerzoo report: ")
+    assert f"--output is {path}; accepted: {accepted}" in line
