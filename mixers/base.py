@@ -108,6 +108,16 @@ def same_shape(
         raise ValueError(f"{name} is on {x.device}; accepted: the device of x, {device}")
 
 
+def state_part(
+    name: str, x: object, written: str, sizes: tuple[int | None, ...], device: torch.device
+) -> Tensor:
+    """x is a floating tensor of these sizes."""
+    checks.floating(name, checks.tensor(name, x, written))
+    same_shape(name, x, written, sizes, device)
+    assert isinstance(x, Tensor)
+    return x
+
+
 class Mixer(nn.Module):
     """A layer that mixes tokens in time: x [B, T, d_model] to y [B, T, d_model], causally.
 
@@ -246,6 +256,21 @@ class Mixer(nn.Module):
         checks.floating(name, x)
         if x.ndim != ndim or x.shape[-1] != self.d_model:
             raise ValueError(f"{name} has shape {checks.shape(x)}; accepted: {accepted}")
+        # The first projection speaks for all: gates and decays may be kept in a wider dtype.
+        weight = next((m.weight for m in self.modules() if isinstance(m, nn.Linear)), None)
+        if weight is None:
+            return
+        if x.device != weight.device:
+            raise ValueError(
+                f"{name} is on {x.device}; accepted: the device of the mixer's parameters, {weight.device}"
+            )
+        # Quantised weights take the dtypes that their own layer says; autocast leaves float64 alone.
+        if x.dtype == weight.dtype or weight.dtype not in checks.FLOATS:
+            return
+        if torch.float64 in (x.dtype, weight.dtype) or not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"{name} has dtype {x.dtype}; accepted: the dtype of the mixer's parameters, {weight.dtype}"
+            )
 
     def _starting_state(self, state: MixerState | None, n: int, x: Tensor) -> MixerState:
         if state is None:
@@ -253,6 +278,8 @@ class Mixer(nn.Module):
         if not isinstance(state, MixerState):
             raise TypeError(f"state is {type(state).__name__}; accepted: a MixerState, or None at the start")
         same_shape("state.position", state.position, "[N]", (n,), x.device)
+        if state.position.dtype != torch.int64:
+            raise TypeError(f"state.position has dtype {state.position.dtype}; accepted: int64")
         self.check_state(state, n, x.device)
         return state
 
@@ -333,9 +360,9 @@ class RecurrentMixer(Mixer):
         )
 
     def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
-        same_shape("state.recurrent", state.recurrent, "[N, H, K, V]", (n, *self.state_shape), device)
+        state_part("state.recurrent", state.recurrent, "[N, H, K, V]", (n, *self.state_shape), device)
         if self.window_shape is not None:
-            same_shape(
+            state_part(
                 "state.window", state.window, "[N, width - 1, channels]", (n, *self.window_shape), device
             )
 
@@ -349,6 +376,11 @@ class RecurrentMixer(Mixer):
         """
         self._check_input("x", x, 3, "[B, T, d_model]")
         B, T, _ = x.shape
+        heads = self.state_shape[0]
+        if self.map_heads is not None:
+            heads = next(h for h in range(min(self.map_heads, heads), 0, -1) if heads % h == 0)
+        if T == 0:
+            return x.new_zeros(B, heads, 0, 0)
         state = self._starting_state(None, B, x)
         position = torch.arange(T, device=x.device).expand(B, T)
         core = self.operands(x, state.window, Tokens(position, None))
@@ -364,9 +396,6 @@ class RecurrentMixer(Mixer):
         # With the unit vectors as values, the outputs are the weights.
         eye = torch.eye(T, device=x.device, dtype=q.dtype)[None, :, None].expand(B, T, H, T)
         o, _ = recurrence(q, k, eye, la, scale=core.scale)
-        heads = core.v.shape[2]
-        if self.map_heads is not None:
-            heads = next(h for h in range(min(self.map_heads, heads), 0, -1) if heads % h == 0)
         return o.transpose(1, 2).reshape(B, heads, H // heads, T, T).mean(2)
 
 

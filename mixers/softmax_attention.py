@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import flag, number, whole
-from .base import Mixer, MixerState, Tokens, head_count, head_size, same_shape
+from .base import Mixer, MixerState, Tokens, head_count, head_size, state_part
 from .parts import angles, rotary_frequencies, rotate_pairs
 
 
@@ -18,6 +18,10 @@ class SoftmaxAttention(Mixer):
     every key and value so far. `state.keys` and `state.values` have a place for every position; each
     call adds as many places as it has tokens, and padding leaves them unused. `form` and `backend`
     change nothing.
+
+    On a CPU, torch's kernel for attention has no second derivative ("derivative for
+    aten::_scaled_dot_product_flash_attention_for_cpu_backward is not implemented"); inside
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` there is one.
 
     Args:
         d_model: width of x and y.
@@ -74,9 +78,8 @@ class SoftmaxAttention(Mixer):
 
     def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
         written, sizes = "[N, S, num_kv_heads, head_dim]", (n, None, self.num_kv_heads, self.head_dim)
-        same_shape("state.keys", state.keys, written, sizes, device)
-        assert state.keys is not None
-        same_shape("state.values", state.values, written, tuple(state.keys.shape), device)
+        keys = state_part("state.keys", state.keys, written, sizes, device)
+        state_part("state.values", state.values, written, tuple(keys.shape), device)
 
     def mix(
         self, x: Tensor, state: MixerState, tokens: Tokens, form: str | None
@@ -85,7 +88,9 @@ class SoftmaxAttention(Mixer):
         assert state.keys is not None and state.values is not None
         cached = state.keys.shape[1]
         if tokens.segment is not None:
-            o, keys, values = self._packed(q, k, v, state, tokens, tokens.segment)
+            # A compiled graph cannot have a size that depends on lengths.
+            packed = self._packed_dense if torch.compiler.is_compiling() else self._packed
+            o, keys, values = packed(q, k, v, state, tokens, tokens.segment)
         elif cached == 0:
             # Padding, on the right, is seen by no valid query.
             keys, values = (y if tokens.valid is None else _zeroed(tokens.valid, y) for y in (k, v))
@@ -120,8 +125,47 @@ class SoftmaxAttention(Mixer):
     def _packed(
         self, q: Tensor, k: Tensor, v: Tensor, state: MixerState, tokens: Tokens, segment: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All sequences at once, by a block-diagonal mask; caches [N, S] are laid out one after the other."""
-        assert state.keys is not None and state.values is not None and tokens.lengths is not None
+        """Padded batches of sequences whose lengths are within a factor of two of each other."""
+        assert state.keys is not None and state.values is not None
+        assert tokens.lengths is not None and tokens.cu_seqlens is not None
+        (N, S), T, device = state.keys.shape[:2], k.shape[1], k.device
+        lengths = tokens.lengths.tolist()
+        steps = torch.arange(max(lengths), device=device)
+        position = state.position[:, None] + steps
+        place = tokens.position[0] - state.position[segment]  # of a token among the new ones of its sequence
+
+        def added(old: Tensor, new: Tensor) -> Tensor:
+            padded = new.new_zeros(N, len(steps), *new.shape[2:]).index_put((segment, place), new[0])
+            return _write(old, padded, Tokens(position, None))
+
+        keys, values = added(state.keys, k), added(state.values, v)
+        starts = tokens.cu_seqlens[:-1].long()
+        batches: dict[int, list[int]] = {}
+        for row, n in enumerate(lengths):
+            if n:
+                batches.setdefault((n - 1).bit_length(), []).append(row)
+        found, first, size = [], [0] * N, 0  # first: where a sequence begins in what was found
+        for members in batches.values():
+            longest = max(lengths[row] for row in members)
+            for row in members:
+                first[row], size = size, size + longest
+            rows, new = torch.tensor(members, device=device), steps[:longest]
+            queries = q[0][(starts[rows, None] + new).clamp(max=T - 1)]
+            # Another sequence's token in the padding would be harmless but for NaN.
+            queries = _zeroed(new < tokens.lengths[rows, None], queries)
+            seen_k, seen_v = (y[rows, : S + longest].to(q.dtype) for y in (keys, values))
+            visible = None
+            if S:
+                visible = torch.arange(S + longest, device=device) <= position[rows, :longest, None]
+            found.append(self._attend(queries, seen_k, seen_v, visible).flatten(0, 1))
+        o = torch.cat(found)[torch.tensor(first, device=device)[segment] + place]
+        return o[None], keys, values
+
+    def _packed_dense(
+        self, q: Tensor, k: Tensor, v: Tensor, state: MixerState, tokens: Tokens, segment: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """By one block-diagonal mask, quadratic in T; caches [N, S] are laid out one after the other."""
+        assert state.keys is not None and state.values is not None
         (N, S), T = state.keys.shape[:2], k.shape[1]
         steps = torch.arange(T, device=k.device)
         owner = torch.arange(N, device=k.device).repeat_interleave(S)
@@ -133,11 +177,9 @@ class SoftmaxAttention(Mixer):
             for old, new in ((state.keys, k), (state.values, v))
         )
         o = self._attend(q, keys, values, torch.cat([before, now], 1)[None])
-        # A compiled graph cannot have a size that depends on lengths: there, room for T tokens each.
-        room = T if torch.compiler.is_compiling() else int(tokens.lengths.max())
 
         def added(old: Tensor, new: Tensor) -> Tensor:
-            grown = torch.cat([old.to(new.dtype), new.new_zeros(N, room, *new.shape[2:])], 1)
+            grown = torch.cat([old.to(new.dtype), new.new_zeros(N, T, *new.shape[2:])], 1)
             return grown.index_put((segment, tokens.position[0]), new[0])
 
         return o, added(state.keys, k), added(state.values, v)
@@ -147,6 +189,8 @@ class SoftmaxAttention(Mixer):
         """The probabilities [B, num_heads, T, T]: every row sums to 1."""
         self._check_input("x", x, 3, "[B, T, d_model]")
         T = x.shape[1]
+        if T == 0:
+            return x.new_zeros(x.shape[0], self.num_heads, 0, 0)
         steps = torch.arange(T, device=x.device)
         q, k, _ = self._projections(x, steps.expand(x.shape[:2]))
         k = k.repeat_interleave(self.num_heads // self.num_kv_heads, 2)

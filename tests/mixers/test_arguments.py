@@ -83,7 +83,7 @@ def test_none_is_a_default() -> None:
 
 
 def test_lower_bounds() -> None:
-    with pytest.raises(ValueError, match="^num_layers is 0; accepted: a whole number from 1"):
+    with pytest.raises(ValueError, match=r"^num_layers is 0; accepted: a whole number from 1"):
         LowerBounds(0, 8)
     with pytest.raises(TypeError, match=r"^channels is 8.0; accepted: a whole number from 1"):
         LowerBounds(2, 8.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mixerzoo.mixers import MixerState
+from mixerzoo.mixers import MixerState, build
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,26 @@ def test_packed_in_one_graph(make, kind: str) -> None:
     cu = torch.tensor([0, 2, 6])
     forward = torch.compile(mixer, fullgraph=True, backend="aot_eager")
     same(forward(x, cu_seqlens=cu), mixer(x, cu_seqlens=cu))
+    state = mixer(x, cu_seqlens=cu)[1].detach()
+    cu = torch.tensor([0, 5, 6])
+    same(forward(x, state, cu_seqlens=cu), mixer(x, state, cu_seqlens=cu))
+
+
+def test_one_graph_for_all_sizes(make, name: str) -> None:
+    mixer = make(name)
+    forward = torch.compile(mixer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for sizes in ((2, 6), (3, 9)):
+        x = torch.randn(*sizes, 6, dtype=torch.float64)
+        state = mixer(x)[1].detach()
+        same(forward(x, state), mixer(x, state))
+
+
+def test_one_graph_under_autocast() -> None:
+    mixer = build("lightning", 8)
+    x = torch.randn(2, 6, 8)
+    forward = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(forward(x.bfloat16())[0]).all()
 
 
 def test_generated_code(make) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, MixerState, build
 
@@ -143,6 +144,54 @@ def test_packed_is_separate(make, name: str, lengths: list[int], seed: int) -> N
             piece, alone[i] = mixer(x[:, cu[i] : cu[i] + n], alone[i])
             close(y[:, cu[i] : cu[i] + n], piece)
             close_states(row(state, i), alone[i])
+
+
+class Sizes(TorchDispatchMode):
+    """The elements of the largest tensor made, and of all queries handed to attention."""
+
+    largest = queries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for made in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(made, Tensor):
+                self.largest = max(self.largest, made.numel())
+        if "scaled_dot_product" in str(func):
+            self.queries += args[0].numel()
+        return out
+
+
+def test_packing_is_not_quadratic(make) -> None:
+    """Nothing grows with the square of the tokens, and a long sequence does not stretch short ones."""
+    mixer = make("softmax")
+    x = torch.randn(1, 3500, D, dtype=torch.float64)
+    cu = torch.arange(501) * 7
+    with Sizes() as first:
+        _, state = mixer(x, cu_seqlens=cu)
+    with Sizes() as second:
+        mixer(x, state, cu_seqlens=cu)
+    assert first.largest <= 2 * x.numel()
+    assert second.largest <= 8 * x.numel()  # keys of both pieces, for a head of each query
+    uneven = torch.cat([torch.arange(101), torch.tensor([600])])
+    with Sizes() as sizes:
+        mixer(x[:, :600], cu_seqlens=uneven)
+    assert 0 < sizes.queries <= 2 * 600 * D
+
+
+def test_packed_sequences_do_not_attend_to_each_other(make) -> None:
+    """Not even to a NaN, and not in gradients."""
+    mixer = make("softmax")
+    x = torch.randn(1, 9, D, dtype=torch.float64)
+    cu = torch.tensor([0, 3, 5, 9])
+    _, state = mixer(x, cu_seqlens=cu)
+    x[0, 3:5] = torch.nan
+    x.requires_grad_()
+    for carried in (None, state.detach()):
+        y, _ = mixer(x, carried, cu_seqlens=cu)
+        others = torch.cat([y[0, :3], y[0, 5:]])
+        (dx,) = torch.autograd.grad(others.square().sum(), x)
+        assert torch.isfinite(others).all()
+        assert torch.isfinite(dx[0, :3]).all() and torch.isfinite(dx[0, 5:]).all()
 
 
 def test_batch_is_single(make, name: str) -> None:
@@ -311,6 +360,15 @@ def test_map_is_the_core(make, name: str) -> None:
     close(torch.einsum("bhts,bshv->bthv", weights, v), o)
 
 
+@pytest.mark.parametrize("d_model", [6, 64])
+def test_map_of_no_tokens(make, name: str, d_model: int) -> None:
+    mixer = make(name, d_model)
+    x = torch.randn(2, 3, d_model, dtype=torch.float64)
+    nothing = mixer.attention_map(x[:, :0])
+    assert nothing.shape == (2, mixer.attention_map(x).shape[1], 0, 0)
+    assert nothing.dtype == x.dtype
+
+
 def test_rows_of_normalised_maps_sum_to_one(make) -> None:
     for name in ("linear-attention", "softmax"):
         rows = make(name).attention_map(torch.randn(1, 6, D, dtype=torch.float64)).sum(-1)
@@ -358,6 +416,45 @@ def test_errors(name: str) -> None:
         short = MixerState(state.position, state.recurrent, state.window[:, 1:])
         with pytest.raises(ValueError, match=r"state.window has shape"):
             mixer(x, short)
+
+
+def test_input_is_like_the_parameters(name: str) -> None:
+    mixer = build(name, 8)
+    x = torch.randn(1, 5, 8)
+    wide = "has dtype torch.float64; accepted: the dtype of the mixer's parameters, torch.float32"
+    away = "is on meta; accepted: the device of the mixer's parameters, cpu"
+    for argument, call in (
+        ("x", mixer),
+        ("x", mixer.attention_map),
+        ("x_t", lambda x: mixer.step(x[:, 0])),
+    ):
+        with pytest.raises(TypeError, match=f"^{argument} {wide}"):
+            call(x.double())
+        with pytest.raises(TypeError, match=f"^{argument} has dtype torch.bfloat16"):
+            call(x.bfloat16())
+        with pytest.raises(ValueError, match=f"^{argument} {away}"):
+            call(x.to("meta"))
+        with torch.autocast("cpu", torch.bfloat16):
+            call(x.bfloat16())
+            with pytest.raises(TypeError, match=f"^{argument} {wide}"):  # autocast leaves it as it is
+                call(x.double())
+
+
+def test_parts_of_the_state_have_their_dtypes(name: str) -> None:
+    mixer = build(name, 8)
+    x = torch.randn(2, 5, 8)
+    _, state = mixer(x)
+    for f in fields(state):
+        part = getattr(state, f.name)
+        if part is None:
+            continue
+        changed = replace(state, **{f.name: part.int()})
+        accepted = "int64" if f.name == "position" else "float64, float32, bfloat16 or float16"
+        message = rf"^state\.{f.name} has dtype torch.int32; accepted: {accepted}"
+        with pytest.raises(TypeError, match=message):
+            mixer(x, changed)
+        with pytest.raises(TypeError, match=message):
+            mixer.step(x[:, 0], changed)
 
 
 def test_constructor_errors(name: str) -> None:
