@@ -2,9 +2,10 @@
 
     mixerzoo aot --target sm_90 --dtype bfloat16
 
-For every target, dtype, head size and decay kind the launcher is run on tensors without data; the launches it would
-make are compiled as they stand, then disassembled. A row tells registers per thread, bytes spilled, shared memory
-against what the card has, and the matrix instructions found. Spills or a kernel that does not fit are failures.
+For every target, dtype, head size and decay kind the launcher is run on tensors without data; the launches
+it would make are compiled as they stand, then disassembled. A row tells registers per thread, bytes spilled,
+shared memory against what the card has, and the matrix instructions found. Spills or a kernel that does not
+fit are failures.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _MATRIX = re.compile(r"\b(HMMA|DMMA|HGMMA|QGMMA|UTC\w*MMA|v_s?mfma_\w+)\b[\w.]*"
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the matrix. Decays: one per head and step; per key; per key and value; outer; and the two shapes
-    of the elementwise regime, Mamba-1 (16 keys, 1 value, outer) and HGRN (1 key, decays over values)."""
+    """One cell of the matrix. Decays: one per head and step; per key; per key and value; outer; and the two
+    shapes of the elementwise regime, Mamba-1 (16 keys, 1 value, outer) and HGRN (1 key, decays over values)."""
 
     target: str
     decay: str
@@ -195,7 +196,7 @@ def compile_case(case: Case, kernels: tuple[str, ...] = ()) -> list[Row]:
                 SHARED[case.target],
                 matrix,
                 time.perf_counter() - start,
-            )  # fmt: skip
+            )
         )
     return rows
 
@@ -206,7 +207,7 @@ def cases(
     head_dims: Iterable[int] = (64, 128),
     decays: Iterable[str] = DECAYS,
 ) -> list[Case]:
-    """The matrix. The elementwise shapes do not depend on head_dim as far as blocks go: once per target and dtype."""
+    """The matrix. Blocks of the elementwise shapes do not depend on head_dim: once per target and dtype."""
     head_dims = list(head_dims)
     return [
         Case(target, decay, dtype, dim)
