@@ -3,13 +3,16 @@
     config.py     which regime, block sizes and precision: the one place
     launch.py     from tensors to launches
     chunk.py      matmul regime      recurrent.py  elementwise regime      decay.py  what both share
-    aot.py        compiles the whole family without a GPU and counts registers, spills and tensor-core instructions
+    aot.py        compiles the whole family without a GPU and counts registers, spills and tensor-core
+    instructions
 
 Importing this package imports neither Triton nor a GPU driver. Public tensors are [B, T, H, D].
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import importlib.util
 import os
 
@@ -19,11 +22,21 @@ from torch import Tensor
 __all__ = ["available", "backward", "forward"]
 
 
+@functools.cache
+def _triton_is_new_enough() -> bool:
+    """Triton 3.5 brought the loop annotation without which some kernels run out of registers."""
+    try:
+        major, minor = importlib.metadata.version("triton").split(".")[:2]
+        return (int(major), int(minor)) >= (3, 5) and importlib.util.find_spec("triton") is not None
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
+
+
 def available(*tensors: Tensor | None) -> bool:
     """Whether these kernels can run on these tensors: all on one GPU, or on the CPU under TRITON_INTERPRET=1.
 
     Without tensors: whether they could run on any."""
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_is_new_enough():
         return False
     given = [x for x in tensors if x is not None]
     interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -56,8 +69,8 @@ def forward(
 
     q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, H, V]; log_decay None, [H], [B, T, H] or [B, T, H, K], or, with
     outer [H, K], the dt [B, T, H] of log-decays dt * outer; log_decay_v None, [H, V] or [B, T, H, V];
-    initial_state [N, H, K, V] or None. Any strides. regime: "chunk", "recurrent" or None, the rule in config.py.
-    Arguments are taken to be valid."""
+    initial_state [N, H, K, V] or None. Any strides. regime: "chunk", "recurrent" or None, the rule in
+    config.py. Arguments are taken to be valid."""
     from . import launch
 
     return launch.forward(

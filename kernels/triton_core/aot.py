@@ -10,6 +10,7 @@ fit are failures.
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import subprocess
 import tempfile
@@ -41,7 +42,8 @@ _MATRIX = re.compile(r"\b(HMMA|DMMA|HGMMA|QGMMA|UTC\w*MMA|v_s?mfma_\w+)\b[\w.]*"
 @dataclass(frozen=True)
 class Case:
     """One cell of the matrix. Decays: one per head and step; per key; per key and value; outer; and the two
-    shapes of the elementwise regime: Mamba-1 (16 keys, 1 value, outer) and HGRN (1 key, decays over values)."""
+    shapes of the elementwise regime: Mamba-1 (16 keys, 1 value, outer) and HGRN (1 key, decays over
+    values)."""
 
     target: str
     decay: str
@@ -181,21 +183,22 @@ def compile_case(case: Case, kernels: tuple[str, ...] = ()) -> list[Row]:
         compiled = compile_launch(kernel, arguments, plan, TARGETS[case.target])
         registers, spills, matrix = _inspect(compiled, TARGETS[case.target])
         block = f"{plan.C}x{plan.BK}x{plan.BV}" + (f"x{plan.BH}" if plan.regime == "recurrent" else "")
+        seconds = time.perf_counter() - start
         rows.append(
             Row(
-                case.target,
-                kernel.__name__,
-                case.decay,
-                case.dtype,
-                case.head_dim,
-                block,
-                plan.warps,
-                registers,
-                spills,
-                compiled.metadata.shared,
-                SHARED[case.target],
-                matrix,
-                time.perf_counter() - start,
+                target=case.target,
+                kernel=kernel.__name__,
+                decay=case.decay,
+                dtype=case.dtype,
+                head_dim=case.head_dim,
+                block=block,
+                warps=plan.warps,
+                registers=registers,
+                spills=spills,
+                shared=compiled.metadata.shared,
+                shared_limit=SHARED[case.target],
+                matrix=matrix,
+                seconds=seconds,
             )
         )
     return rows
@@ -224,5 +227,6 @@ def compile_all(matrix: list[Case], processes: int = 2) -> Iterator[list[Row]]:
     if processes == 1:
         yield from map(compile_case, matrix)
         return
-    with ProcessPoolExecutor(processes) as pool:
+    # spawn: a forked child of a process whose torch has started threads can hang
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(compile_case, matrix)

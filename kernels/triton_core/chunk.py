@@ -7,14 +7,14 @@ Three kernels serve every mixer; decay kind, read order, direction and the prese
     chunk_forward    outputs; walks a whole sequence, or (SPLIT) one stored segment
     chunk_backward   all gradients; walks a whole sequence from the end, or (SPLIT) one stored segment
 
-Inside a chunk there are two bodies. TREE (a decay per key or per value): at level h the odd blocks of h = 1, 2,
-4, ... steps attend to the even block before them; the weight of a pair is exp(decay since the boundary) times
-exp(decay until the boundary), both at most 1. Otherwise (at most one decay per step and head) the C x C matrix
-of weights is the exponential of masked sums. See decay.py for why nothing is ever subtracted.
+Inside a chunk there are two bodies. TREE (a decay per key or per value): at level h the odd blocks of h = 1,
+2, 4, ... steps attend to the even block before them; the weight of a pair is exp(decay since the boundary)
+times exp(decay until the boundary), both at most 1. Otherwise (at most one decay per step and head) the C x C
+matrix of weights is the exponential of masked sums. See decay.py for why nothing is ever subtracted.
 
-Gradients of log-decays use only pairs whose weight holds that decay: exactly 0 where the decay is 0, and accurate
-relative to their own size. The states of a segment are walked again from its stored start rather than stored
-chunk by chunk: memory is K*V per SEGMENT steps.
+Gradients of log-decays use only pairs whose weight holds that decay: exactly 0 where the decay is 0, and
+accurate relative to their own size. The states of a segment are walked again from its stored start rather
+than stored chunk by chunk: memory is K*V per SEGMENT steps.
 
 Names: BK, BV padded block widths; DOT the dtype of matmul operands, ACC of sums; PREC the input precision of
 matmuls, SUMS of sums of log-decays. Shapes in comments: C steps, K keys, V values of this block.
@@ -64,7 +64,8 @@ def load_shifted(p, start, length, first, st, SHIFT: tl.constexpr, REVERSE: tl.c
 
 
 @triton.jit
-def advance(S, k, v, la, lb, la_next, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+def advance(S, k, v, la, lb, la_next, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr,
+            C: tl.constexpr,
             DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr):  # fmt: skip
     """The state [K, V] after one more chunk. la_next: la of the next step (read where not TREE)."""
     if TREE:
@@ -84,7 +85,8 @@ def advance(S, k, v, la, lb, la_next, KEY: tl.constexpr, VALUE: tl.constexpr, TR
 
 
 @triton.jit
-def retreat(G, q, do, la, lb, la_read, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+def retreat(G, q, do, la, lb, la_read, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr,
+            C: tl.constexpr,
             STRICT: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
             SUMS: tl.constexpr):  # fmt: skip
     """The gradient [K, V] of the state before a chunk, from that after it. q is scaled already;
@@ -107,15 +109,18 @@ def retreat(G, q, do, la, lb, la_read, KEY: tl.constexpr, VALUE: tl.constexpr, T
 @triton.jit
 def chunk_states(
     k, v, la, A, lb, initial, states, final, cu_seqlens, scale: tl.float64, N, T, H, group,
-    skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sib, sih, sik, siv,
+    skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sib, sih, sik,
+    siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
     REVERSE: tl.constexpr, ADJOINT: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
-    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
+    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr,
+    INDEX: tl.constexpr,
 ):  # fmt: skip
     """States at segment starts (ADJOINT: gradients of states at segment ends; k, v are then q, do).
 
-    states [slots, H, K, V], final [N, H, K, V]: both ACC, contiguous. Grid: N * H * blocks of K * blocks of V."""
+    states [slots, H, K, V], final [N, H, K, V]: both ACC, contiguous. Grid: N * H * blocks of K * blocks of
+    V."""
     scale = tl.full([], scale, ACC)
     blocks, keys = tl.cdiv(V, BV), tl.cdiv(K, BK)
     pid = tl.program_id(0).to(tl.int64)
@@ -174,15 +179,16 @@ def chunk_states(
 
 @triton.jit
 def chunk_forward(
-    q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale: tl.float64, N, T, H, tokens, group_q, group_k,
-    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
-    sib, sih, sik, siv,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
-    SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
-    REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr,
-    ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
+    q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale: tl.float64, N, T, H, tokens, group_q,
+    group_k, sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb,
+    sbt, sbh, sbd, sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    C: tl.constexpr, LEVELS: tl.constexpr, SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
+    TREE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, SPLIT: tl.constexpr, INITIAL:
+    tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS:
+    tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Outputs o [blocks of K, B, T, H, V], to be added by the caller, and, unless SPLIT, final [N, H, K, V] in ACC.
+    """Outputs o [blocks of K, B, T, H, V], to be added by the caller, and, unless SPLIT, final [N, H, K, V]
+    in ACC.
 
     Grid: N, or slots if SPLIT, * H * blocks of K * blocks of V. STRICT is read="before"."""
     scale = tl.full([], scale, ACC)
@@ -281,7 +287,9 @@ def chunk_forward(
             P *= W
             out += product(P.to(DOT), vt.to(DOT), PREC, ACC)
             out *= scale
-        tl.store(o + t * (H * V) + (rel[:, None] * (H * V) + e[None, :]), out, mask=live[:, None] & in_v[None, :])
+        tl.store(
+            o + t * (H * V) + (rel[:, None] * (H * V) + e[None, :]), out, mask=live[:, None] & in_v[None, :]
+        )
         S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
     if not SPLIT:
         tl.store(final + (n * H + h) * K * V + tile, S, mask=in_s)
@@ -289,19 +297,18 @@ def chunk_forward(
 
 @triton.jit
 def chunk_backward(
-    q, k, v, la, A, lb, do, dstate, states, dstates, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale: tl.float64,
-    N, T, H, tokens, group_q, group_k,
-    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
-    sob, sot, soh, sod, sib, sih, sik, siv,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
-    SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr,
-    REVERSE: tl.constexpr, SPLIT: tl.constexpr, READS: tl.constexpr,
-    WRITES: tl.constexpr, WITHIN: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
-    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
+    q, k, v, la, A, lb, do, dstate, states, dstates, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale:
+    tl.float64, N, T, H, tokens, group_q, group_k, sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd,
+    sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sob, sot, soh, sod, sib, sih, sik, siv, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, SEGMENT:
+    tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr, REVERSE:
+    tl.constexpr, SPLIT: tl.constexpr, READS: tl.constexpr, WRITES: tl.constexpr, WITHIN: tl.constexpr,
+    INITIAL: tl.constexpr, FINAL: tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    PREC: tl.constexpr, SUMS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Gradients, as sums over the block of keys and values of each program, which the caller adds up:
-    dq, dk [blocks of V, tokens, H, K]; dv, dlb [blocks of K, tokens, H, V]; dla [blocks of V, tokens, H, K], or
-    [blocks of V, blocks of K, tokens, H] where it is not a vector; dA [blocks of V, walks, H, K] (OUTER;
+    dq, dk [blocks of V, tokens, H, K]; dv, dlb [blocks of K, tokens, H, V]; dla [blocks of V, tokens, H, K],
+    or [blocks of V, blocks of K, tokens, H] where it is not a vector; dA [blocks of V, walks, H, K] (OUTER;
     walks = N, or slots if SPLIT). ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given.
 
     Grid: as chunk_forward."""
@@ -475,8 +482,8 @@ def chunk_backward(
                 else:
                     S = advance(S, kt, vt, lat, lbt, las, KEY, VALUE, TREE, C, DOT, ACC, PREC, SUMS)
         if WRITES and WITHIN:
-            # Inputs are read again (from cache) behind a barrier: otherwise the compiler keeps every form of them
-            # that the first half made, and the registers overflow.
+            # Inputs are read again (from cache) behind a barrier: otherwise the compiler keeps every form of
+            # them that the first half made, and the registers overflow.
             tl.debug_barrier()
         if WITHIN:
             qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)

@@ -1,7 +1,8 @@
 """Which regime, which block sizes, which precision: the one place where such things are decided.
 
-A short fixed list rather than autotuning: no stall at the first call, and results do not change from run to run.
-Plain Python: neither Triton nor a GPU is needed to ask for a plan. aot.py compiles exactly what is chosen here.
+A short fixed list rather than autotuning: no stall at the first call, and results do not change from run to
+run. Plain Python: neither Triton nor a GPU is needed to ask for a plan. aot.py compiles exactly what is
+chosen here.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Plan:
     acc: torch.dtype
     prec: str
     sums: torch.dtype
-    apart: bool = False  # chunk backward in three launches (reads, writes, within chunks), each with fewer registers
+    apart: bool = (
+        False  # chunk backward in three launches (reads, writes, within chunks), each with fewer registers
+    )
 
 
 def power(n: int, least: int = 1) -> int:
@@ -102,15 +105,15 @@ def plan(
 ) -> Plan:
     """The plan for one pass. operands: dtypes of q, k, v.
 
-    decays: "scalar" (at most one per head and step), "key", "outer" (both over keys), "both" (any over values)."""
+    decays: "scalar" (at most one per head and step), "key", "outer" (both over keys), "both" (any over
+    values)."""
     tree = decays != "scalar"
     regime = regime or regime_of(K, V)
     dot, prec, sums = _precisions(target, acc, operands, precision)
     if regime == "recurrent":
         # One lane per thread, so that a thread holds all C steps of its lane and scans them in registers.
         BK, C, warps = power(K), 16, 4
-        wide = acc == torch.float64
-        if backward or wide:
+        if backward or acc == torch.float64:
             C = 8
         lanes = warps * target.warp
         if target.backend == "interpreter":
@@ -122,9 +125,8 @@ def plan(
     C, wide, high, warps, apart = _blocks(target, backward, tree, decays, dot)
     if chunk_size is not None and not tree:
         C = min(C, power(chunk_size, 16))
-    return Plan(
-        regime, tree, C, min(power(K, 16), wide), min(power(V, 16), high), 1, 64, warps, 1, dot, acc, prec, sums, apart
-    )  # fmt: skip
+    BK, BV = min(power(K, 16), wide), min(power(V, 16), high)
+    return Plan(regime, tree, C, BK, BV, 1, 64, warps, 1, dot, acc, prec, sums, apart)
 
 
 def _blocks(
@@ -132,8 +134,8 @@ def _blocks(
 ) -> tuple[int, int, int, int, bool]:
     """(steps per chunk, keys and values of the state per program, warps, backward in three launches).
 
-    Chosen by compiling (aot.py): the largest that spill no registers. Before Hopper a state of 64 keys must not be
-    split over more than four warps; float32, in pieces, needs three times the operands of bfloat16."""
+    Chosen by compiling (aot.py): the largest that spill no registers. Before Hopper a state of 64 keys must
+    not be split over more than four warps; float32, in pieces, needs three times the operands of bfloat16."""
     if dot == torch.float64:
         return 16, 16, 16, 4, False
     if target.backend == "interpreter":
@@ -158,7 +160,8 @@ def _blocks(
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:
-    """Whether to compute states first, then segments side by side: when whole sequences leave the card idle."""
+    """Whether to find the states first, then do segments side by side: if whole sequences leave the card
+    idle."""
     if schedule == "auto":
-        return target.backend != "interpreter" and programs < target.processors and T > 4 * segment
+        return target.backend != "interpreter" and programs < target.processors and 4 * segment < T
     return schedule == "split"

@@ -1,8 +1,8 @@
 """Device functions shared by every kernel: where a token lies in memory, log-decays, 0/1 sum matrices.
 
 Log-decays leave this file in base 2, clamped below: exp2 of the bound is exactly 0 in fp32 and in fp64, so a
-decay of -inf keeps its meaning while every later operation stays finite. Sums of log-decays are only ever *sums*
-(products with 0/1 matrices): no difference of cumulative sums is formed anywhere, so nothing cancels.
+decay of -inf keeps its meaning while every later operation stays finite. Sums of log-decays are only ever
+*sums* (products with 0/1 matrices): no difference of cumulative sums is formed anywhere, so nothing cancels.
 """
 
 import triton
@@ -32,7 +32,8 @@ def span(cu_seqlens, n, T, VARLEN: tl.constexpr):
 def slot_of(n, first, T, SEGMENT: tl.constexpr, VARLEN: tl.constexpr):
     """First storage slot of sequence n, when each sequence owns one slot per SEGMENT tokens.
 
-    Packed: first // SEGMENT + n never overlaps the next sequence's, whatever the lengths: no table is needed."""
+    Packed: first // SEGMENT + n never overlaps the next sequence's, whatever the lengths: no table is
+    needed."""
     if VARLEN:
         return first // SEGMENT + n
     return n * tl.cdiv(T, SEGMENT)
@@ -56,11 +57,11 @@ def sequence_of(slot, cu_seqlens, N, T, SEGMENT: tl.constexpr, VARLEN: tl.conste
 
 @triton.jit
 def steps(start, length, first, C: tl.constexpr, REVERSE: tl.constexpr, INDEX: tl.constexpr):
-    """C time steps from `start`, in the recurrence's own order: the token of the first (int64), the others relative
-    to it, and which exist.
+    """C time steps from `start`, in the recurrence's own order: the token of the first (int64), the others
+    relative to it, and which exist.
 
-    Offsets inside a tile are INDEX, 32 bits where the launcher finds that they fit: 64-bit ones would fill the
-    registers. Everything larger than a tile is 64 bits."""
+    Offsets inside a tile are INDEX, 32 bits where the launcher finds that they fit: 64-bit ones would fill
+    the registers. Everything larger than a tile is 64 bits."""
     r = tl.arange(0, C)
     live = r < tl.minimum(length - start, C).to(tl.int32)
     if REVERSE:
@@ -124,8 +125,9 @@ def after_matrix(C: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
 def halves_matrix(level, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
     """[C, C] of 0/1 for one level of the tree: blocks of 2^level, even ones left, odd ones right.
 
-    A row of a right block sums its block up to itself (without itself if STRICT): its distance from the boundary.
-    A row of a left block sums what follows it in its block. So one product serves both sides of every pair."""
+    A row of a right block sums its block up to itself (without itself if STRICT): its distance from the
+    boundary. A row of a left block sums what follows it in its block. So one product serves both sides of
+    every pair."""
     r = tl.arange(0, C)
     row = r[None, :] if TRANSPOSED else r[:, None]
     col = r[:, None] if TRANSPOSED else r[None, :]
@@ -157,9 +159,10 @@ def pieces(x, DTYPE: tl.constexpr):
 def sums(matrix, x, SUMS: tl.constexpr, ACC: tl.constexpr):
     """A 0/1 matrix [C, C] in SUMS times x [C, D] in ACC: sums of rows of x.
 
-    float32 is cut into bfloat16 pieces, so that tensor cores give what float32 addition gives. SUMS is bfloat16 for
-    that, float32 where the interpreter has no bfloat16 product, float64 for float64, which needs no pieces."""
-    if ACC == tl.float64:
+    float32 is cut into bfloat16 pieces, so that tensor cores give what float32 addition gives. SUMS is
+    bfloat16 for that, float32 where the interpreter has no bfloat16 product, float64 for float64, which needs
+    no pieces."""
+    if tl.float64 == ACC:
         return tl.dot(matrix, x, input_precision="ieee", out_dtype=ACC)
     else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
         high, middle, low = pieces(x, SUMS)
@@ -170,8 +173,9 @@ def sums(matrix, x, SUMS: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def product(x, y, PREC: tl.constexpr, ACC: tl.constexpr):
-    """x @ y, accumulated in ACC. PREC "pieces": float32 accuracy from six bfloat16 products, the others being below
-    2^-24. (Three TF32 ones: as many instructions for fewer bits, and operands twice the size in registers.)"""
+    """x @ y, accumulated in ACC. PREC "pieces": float32 accuracy from six bfloat16 products, the others being
+    below 2^-24. (Three TF32 ones: as many instructions for fewer bits, and operands twice the size in
+    registers.)"""
     if PREC == "pieces":
         x1, x2, x3 = pieces(x, tl.bfloat16)
         y1, y2, y3 = pieces(y, tl.bfloat16)

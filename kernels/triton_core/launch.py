@@ -1,4 +1,5 @@
-"""From tensors to kernel launches: strides, grids, scratch, and the small sums over heads and blocks afterwards."""
+"""From tensors to kernel launches: strides, grids, scratch, and the small sums over heads and blocks
+after."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ _TL = {
 Run = Callable[[Any, int, dict[str, Any], Plan], None]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _card(index: int) -> Target:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
@@ -263,9 +264,8 @@ def _states(
         arguments |= {"sk" + a: arguments["sq" + a] for a in "bthd"}
         arguments |= {"sv" + a: arguments["so" + a] for a in "bthd"}
     warps = 4 if p.BK * p.BV <= 4096 else 8  # it holds little but the state
-    run(
-        kernel, x.N * x.H * -(-x.K // p.BK) * -(-x.V // p.BV), only(kernel, arguments), replace(p, warps=warps)
-    )  # fmt: skip
+    grid = x.N * x.H * -(-x.K // p.BK) * -(-x.V // p.BV)
+    run(kernel, grid, only(kernel, arguments), replace(p, warps=warps))
 
 
 def backward(
@@ -299,8 +299,8 @@ def backward(
     p = x.plan(True, precision, chunk_size, regime)
     blocks, keys, heads = -(-x.V // p.BV), -(-x.K // p.BK), -(-x.H // p.BH)
     arguments = x.common(p)
-    # (reads, writes, within) of each launch of the chunk kernel. Each adds its own blocks to the sums over blocks:
-    # the last number of launches which touch dq; dk and dv; the gradients of decays.
+    # (reads, writes, within) of each launch of the chunk kernel. Each adds its own blocks to the sums over
+    # blocks: the last number of launches which touch dq; dk and dv; the gradients of decays.
     passes = [(True, True, True)]
     if p.regime == "chunk" and p.apart:
         passes = [(True, False, False), (False, True, False), (False, False, True)]
@@ -376,7 +376,14 @@ def backward(
                 if dA:
                     one["dA"] = dA[i]
                 if not writes:  # segments side by side: nothing passes from one to the next
-                    one |= {"SPLIT": True, "FINAL": False, "INITIAL": False, "ds0": None, "dstate": None, "dstates": None}
+                    one |= {
+                        "SPLIT": True,
+                        "FINAL": False,
+                        "INITIAL": False,
+                        "ds0": None,
+                        "dstate": None,
+                        "dstates": None,
+                    }
                 grid = (walks if writes else slots) * x.H * keys * blocks
                 if grid:
                     run(kernel, grid, only(kernel, one), p)
@@ -385,7 +392,7 @@ def backward(
         dla = _total(dla)
         dlog_decay = (dla.sum((0, 1)) if log_decay.dim() == 1 else dla).to(log_decay.dtype)
     if outer is not None and dA is not None:
-        douter = sum(part.sum((0, 1)) for part in dA).to(outer.dtype)
+        douter = torch.stack([part.sum((0, 1)) for part in dA]).sum(0).to(outer.dtype)
     if log_decay_v is not None and dlb is not None:
         dlb = _total(dlb)
         dlog_decay_v = (dlb.sum((0, 1)) if log_decay_v.dim() == 2 else dlb).to(log_decay_v.dtype)

@@ -7,13 +7,14 @@ gives a tile exactly one lane per thread. Tiles are [CT, BH, BK, BV]: steps, hea
     recurrent_forward    outputs and, if asked, the state at the start of every block (for the backward)
     recurrent_backward   walks the blocks from the end, scanning states forward and their gradients backward
 
-The gradient of a log-decay is the product (decay * state before) * (gradient of the state): exactly 0 at decay 0.
+The gradient of a log-decay is the product (decay * state before) * (gradient of the state): exactly 0 at
+decay 0.
 """
 
 import triton
 import triton.language as tl
 
-from .decay import NONE, OUTER, SCALAR, VECTOR, base2, slot_of, span, steps
+from .decay import NONE, OUTER, VECTOR, base2, slot_of, span, steps
 
 
 @triton.jit
@@ -33,7 +34,8 @@ def load_heads(p, t, r, live, h, in_h, d, in_d, st, sh, sd):
 
 
 @triton.jit
-def load_decay(la, lb, t, r, live, h, in_h, a, d, in_k, e, in_v, sat, sah, sad, sbt, sbh, sbd, KEY: tl.constexpr,
+def load_decay(la, lb, t, r, live, h, in_h, a, d, in_k, e, in_v, sat, sah, sad, sbt, sbh, sbd,
+               KEY: tl.constexpr,
                VALUE: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """The decays [CT, BH, K or 1, V or 1] of a block (in [0, 1]), and dt [CT, BH, 1] for OUTER."""
     one = tl.arange(0, 1)
@@ -58,14 +60,16 @@ def load_decay(la, lb, t, r, live, h, in_h, a, d, in_k, e, in_v, sat, sah, sad, 
 @triton.jit
 def recurrent_forward(
     q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale: tl.float64, T, H, group_q, group_k,
-    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
+    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
+    sbd,
     sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BH: tl.constexpr, CT: tl.constexpr,
     KEY: tl.constexpr, VALUE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, STORE: tl.constexpr,
     OUTPUT: tl.constexpr, INITIAL: tl.constexpr, SHARE_Q: tl.constexpr, SHARE_K: tl.constexpr,
     VARLEN: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """OUTPUT: o [B, T, H, V] and final [N, H, K, V]. STORE: states [slots, H, K, V] at the start of blocks of CT.
+    """OUTPUT: o [B, T, H, V] and final [N, H, K, V]. STORE: states [slots, H, K, V] at the start of blocks of
+    CT.
 
     SHARE_Q, SHARE_K: all heads of a block read one q, k head. Grid: N * blocks of H * blocks of V."""
     scale = tl.full([], scale, ACC)
@@ -102,7 +106,7 @@ def recurrent_forward(
         S += tl.load(initial + seed, mask=in_s, other=0.0).to(ACC)
     slot = slot_of(n, first, T, CT, VARLEN)
     r = tl.arange(0, CT)
-    for c in range(0, ((length + CT - 1) // CT).to(tl.int32)):
+    for c in range(((length + CT - 1) // CT).to(tl.int32)):
         if STORE:
             tl.store(states + (slot + c) * H * K * V + tile, S, mask=in_s)
         t, rel, live = steps(c * CT, length, first, CT, REVERSE, INDEX)
@@ -134,15 +138,18 @@ def recurrent_forward(
 def recurrent_backward(
     q, k, v, la, A, lb, do, dstate, states, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale: tl.float64,
     T, H, tokens, group_q, group_k,
-    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd,
+    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
+    sbd,
     sob, sot, soh, sod, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BH: tl.constexpr, CT: tl.constexpr,
-    KEY: tl.constexpr, VALUE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, INITIAL: tl.constexpr,
-    FINAL: tl.constexpr, SHARE_Q: tl.constexpr, SHARE_K: tl.constexpr, VARLEN: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    KEY: tl.constexpr, VALUE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
+    INITIAL: tl.constexpr,
+    FINAL: tl.constexpr, SHARE_Q: tl.constexpr, SHARE_K: tl.constexpr, VARLEN: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Gradients. dq, dk [blocks of V, tokens, H or (SHARE) blocks of H, K] are sums over one block of values and
-    (SHARE) of heads, added by the caller; dla [blocks of V, tokens, H(, K)] and dA [blocks of V, N, H, K] likewise;
-    dv, dlb [tokens, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given."""
+    """Gradients. dq, dk [blocks of V, tokens, H or (SHARE) blocks of H, K] are sums over one block of values
+    and (SHARE) of heads, added by the caller; dla [blocks of V, tokens, H(, K)] and dA [blocks of V, N, H, K]
+    likewise; dv, dlb [tokens, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given."""
     scale = tl.full([], scale, ACC)
     blocks, heads = tl.cdiv(V, BV), tl.cdiv(H, BH)
     pid = tl.program_id(0).to(tl.int64)
@@ -180,7 +187,7 @@ def recurrent_backward(
     slot = slot_of(n, first, T, CT, VARLEN)
     r = tl.arange(0, CT)
     chunks = ((length + CT - 1) // CT).to(tl.int32)
-    for j in range(0, chunks):
+    for j in range(chunks):
         c = chunks - 1 - j
         S = tl.load(states + (slot + c) * H * K * V + tile, mask=in_s, other=0.0)
         t, rel, live = steps(c * CT, length, first, CT, REVERSE, INDEX)
@@ -196,8 +203,8 @@ def recurrent_backward(
         _, pp, _, ee = tl.associative_scan((w, full + 1.0, x, full), 0, then)
         decayed = w * (ee + pp * S[None, :, :, :])  # w * the state before each step
         read = ee + pp * S[None, :, :, :] if STRICT else decayed + x
-        # F: gradient of the state before a step. Gradient of the state after it: what the later steps give, and,
-        # for read="after", what its own output gives.
+        # F: gradient of the state before a step. Gradient of the state after it: what the later steps give,
+        # and, for read="after", what its own output gives.
         y = full + qt * dot
         z = y if STRICT else w * y
         aa, pp, xx, ee = tl.associative_scan((w, full + 1.0, z, full), 0, then, reverse=True)
@@ -230,7 +237,7 @@ def recurrent_backward(
             tl.store(dlb + to_v + at_v, tl.sum(g, 2), mask=in_tv)
         if KEY == VECTOR:
             tl.store(dla + token * H * K + at_k, tl.sum(g, 3), mask=in_hk_d)
-        if KEY == SCALAR or KEY == OUTER:
+        if KEY != NONE and KEY != VECTOR:
             u = tl.sum(g, 3)
             at = rel[:, None] * H + h[None, :]
             if KEY == OUTER:

@@ -1,0 +1,83 @@
+"""The Triton core: its tests in the interpreter, in their own process, and what needs no Triton at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixerzoo.kernels import triton_core
+from mixerzoo.kernels.triton_core import config
+
+HERE = Path(__file__).parent
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+@needs_triton
+def test_interpreted() -> None:
+    """test_triton_interpreted.py, where TRITON_INTERPRET is set before Triton is imported."""
+    command = [sys.executable, "-m", "pytest", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
+    ran = subprocess.run(
+        [*command, str(HERE / "test_triton_interpreted.py")],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"\d\d+ passed", ran.stdout) and "skipped" not in ran.stdout
+
+
+def test_importing_needs_neither_triton_nor_a_driver() -> None:
+    """The package imports, and says that it cannot run, where importing Triton fails."""
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from mixerzoo.kernels import triton_core\n"
+        "assert not triton_core.available(torch.zeros(1))\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1])
+    code = "import sys; from mixerzoo.kernels import triton_core; assert 'triton' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1])
+
+
+def test_not_available_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert not triton_core.available(torch.zeros(1))
+    assert not triton_core.available(torch.zeros(1), torch.zeros(1, device="meta"))
+
+
+@pytest.mark.parametrize("K,V", [(1, 64), (16, 1), (15, 16)])
+def test_small_heads_go_elementwise(K: int, V: int) -> None:
+    assert config.regime_of(K, V) == "recurrent"
+    assert config.regime_of(16, 16) == config.regime_of(256, 256) == "chunk"
+
+
+def test_plans_suit_their_inputs() -> None:
+    """Blocks are powers of two of at least 16 and no wider than they must be; precision follows dtypes."""
+    for target in (config.SM_80, config.SM_90, config.SM_100, config.GFX942):
+        for decays in ("scalar", "key", "outer", "both"):
+            for backward in (False, True):
+                for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+                    acc = torch.float64 if dtype == torch.float64 else torch.float32
+                    for K, V in ((16, 17), (128, 64), (256, 256)):
+                        plan = config.plan(
+                            target, backward=backward, K=K, V=V, H=2, decays=decays, acc=acc,
+                            operands=[dtype] * 3, precision=None, chunk_size=None,
+                        )  # fmt: skip
+                        assert plan.BK & (plan.BK - 1) == 0 and plan.BV & (plan.BV - 1) == 0
+                        assert 16 <= plan.BK < 2 * K and 16 <= plan.BV < 2 * V
+                        assert plan.segment % plan.C == 0
+                        assert plan.prec == (
+                            "pieces" if dtype == torch.float32
+                            else "tf32" if dtype == torch.float16 and target.backend == "cuda"
+                            else "ieee"
+                        )  # fmt: skip

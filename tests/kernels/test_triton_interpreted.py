@@ -1,0 +1,373 @@
+"""The Triton kernels in Triton's interpreter, on the CPU, against a plain loop and autograd of that loop.
+
+TRITON_INTERPRET must be set before Triton is imported, so these tests run in their own process, which
+test_triton.py starts. By hand: TRITON_INTERPRET=1 pytest tests/kernels/test_triton_interpreted.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1: test_triton.py runs it so", allow_module_level=True)
+pytest.importorskip("triton")
+
+from mixerzoo.kernels import triton_core
+from mixerzoo.kernels.triton_core import launch
+
+Inputs = list[Any]  # q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens
+DEFAULTS: dict[str, Any] = {
+    "scale": 0.7, "read": "after", "reverse": False, "precision": None, "schedule": "fused",
+    "chunk_size": None,
+}  # fmt: skip
+
+
+def loop(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, outer: Tensor | None,
+    log_decay_v: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None, scale: float,
+    read: str, reverse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The definition, step by step."""
+    B, T, H, V = v.shape
+    K = q.shape[-1]
+    q, k = (x.repeat_interleave(H // x.shape[2], 2) for x in (q, k))
+    a, b = v.new_zeros(B, T, H, K), v.new_zeros(B, T, H, V)
+    if outer is not None and log_decay is not None:
+        reset = log_decay.isinf()[..., None]  # kept apart: inf * 0 would make autograd's dA NaN
+        a = torch.where(reset, -torch.inf, log_decay.masked_fill(reset[..., 0], 0.0)[..., None] * outer)
+    elif log_decay is not None:
+        a = log_decay if log_decay.dim() == 4 else log_decay.expand(B, T, H)[..., None].expand(B, T, H, K)
+    if log_decay_v is not None:
+        b = log_decay_v.expand(B, T, H, V)
+    bounds = [0, T] if cu_seqlens is None else cu_seqlens.tolist()
+    outputs: dict[int, Tensor] = {}
+    states = []
+    for n, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        S = v.new_zeros(B, H, K, V)
+        if initial_state is not None:
+            S = initial_state if cu_seqlens is None else initial_state[n : n + 1]
+        for t in reversed(range(start, stop)) if reverse else range(start, stop):
+            before = S
+            S = (
+                a[:, t].exp()[..., None] * b[:, t].exp()[..., None, :] * S
+                + k[:, t, :, :, None] * v[:, t, :, None]
+            )
+            outputs[t] = scale * torch.einsum("bhk,bhkv->bhv", q[:, t], S if read == "after" else before)
+        states.append(S)
+    return torch.stack([outputs[t] for t in range(T)], 1) if T else v, torch.cat(states)
+
+
+def make(
+    decay: str | None, decay_v: str | None, B: int, T: int, H: int, K: int, V: int, *, Hq: int | None = None,
+    Hk: int | None = None, initial: bool = True, cu_seqlens: list[int] | None = None, odd: bool = True, seed:
+    int = 0,
+) -> Inputs:  # fmt: skip
+    """Random float64 inputs. odd: some log-decays are 0, -inf, -1000 and -12."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    def logs(*shape: int) -> Tensor:
+        x = -normal(*shape).abs() / 2
+        if odd:
+            u = torch.rand(shape, generator=g)
+            for i, value in enumerate((0.0, -torch.inf, -1000.0, -12.0)):
+                x[(u >= i * 0.08) & (u < (i + 1) * 0.08)] = value
+        return x
+
+    log_decay = outer = log_decay_v = None
+    if decay == "head":
+        log_decay = logs(H)
+    elif decay == "scalar":
+        log_decay = logs(B, T, H)
+    elif decay == "vector":
+        log_decay = logs(B, T, H, K)
+    elif decay == "outer":
+        log_decay, outer = -logs(B, T, H), -normal(H, K).abs() - 0.1
+    if decay_v is not None:
+        log_decay_v = logs(H, V) if decay_v == "constant" else logs(B, T, H, V)
+    N = B if cu_seqlens is None else len(cu_seqlens) - 1
+    state = normal(N, H, K, V) if initial else None
+    packed = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    return [
+        normal(B, T, Hq or H, K), normal(B, T, Hk or H, K), normal(B, T, H, V), log_decay, outer, log_decay_v,
+        state, packed,
+    ]  # fmt: skip
+
+
+def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+
+
+def close(got: Tensor, want: Tensor, tolerance: float) -> None:
+    """Largest error, relative to the largest value."""
+    assert got.shape == want.shape
+    if want.numel():
+        assert got.isfinite().all()
+        error = (got.double() - want.double()).abs().max().item()
+        assert error <= tolerance * max(want.double().abs().max().item(), 1e-30), error
+
+
+def check(inputs: Inputs, tolerance: float, dtype: torch.dtype = torch.float64, **options: Any) -> None:
+    """Outputs, states and all gradients against the loop in float64 (on the rounded inputs)."""
+    options = DEFAULTS | options
+    given = cast(inputs, dtype)
+    exact = cast(given, torch.float64)
+    leaves = [x.detach().requires_grad_() for x in exact[:7] if x is not None]
+    waiting = iter(leaves)
+    exact = [next(waiting) if x is not None else None for x in exact[:7]] + exact[7:]
+    o, state = loop(*exact, options["scale"], options["read"], options["reverse"])
+    got_o, got_state = launch.forward(*given, **options)
+    assert got_o.dtype == given[2].dtype and got_o.is_contiguous()
+    assert got_state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    close(got_o, o, tolerance)
+    close(got_state, state, tolerance)
+    g = torch.Generator().manual_seed(1)
+    do = torch.randn(o.shape, generator=g, dtype=torch.float64).to(dtype)
+    dstate = torch.randn(state.shape, generator=g, dtype=torch.float64).to(got_state.dtype)
+    want = torch.autograd.grad((o * do).sum() + (state * dstate).sum(), leaves, allow_unused=True)
+    got = launch.backward(do, dstate, *given, **options)
+    assert [x is None for x in got] == [x is None for x in given[:7]]
+    present = [x for x in given[:7] if x is not None]
+    for x, got_x, want_x in zip(present, [x for x in got if x is not None], want, strict=True):
+        assert got_x.dtype == x.dtype
+        close(got_x, torch.zeros_like(got_x) if want_x is None else want_x, tolerance)
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a kernel fails to write is NaN, not what memory happened to hold."""
+    real = launch.Problem.empty
+    monkeypatch.setattr(
+        launch.Problem, "empty", lambda *args, **kwargs: real(*args, **kwargs).fill_(torch.nan)
+    )
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """plans(field=value, ...): override fields of every plan of the chunk regime."""
+    real = launch.plan
+
+    def override(**fields: Any) -> None:
+        def plan(*args: Any, **kwargs: Any) -> Any:
+            made = real(*args, **kwargs)
+            return dataclasses.replace(made, **fields) if made.regime == "chunk" else made
+
+        monkeypatch.setattr(launch, "plan", plan)
+
+    yield override
+
+
+KINDS = [
+    (decay, decay_v)
+    for decay in (None, "head", "scalar", "vector", "outer")
+    for decay_v in (None, "constant", "full")
+]
+ORDERS = [("after", False), ("before", False), ("after", True), ("before", True)]
+
+
+@pytest.mark.parametrize("read,reverse", ORDERS)
+@pytest.mark.parametrize("decay,decay_v", KINDS)
+def test_chunk(decay: str | None, decay_v: str | None, read: str, reverse: bool, plans: Any) -> None:
+    """Every kind of decay, order and direction; in turn fused and split, backward in one launch and in
+    three."""
+    turn = KINDS.index((decay, decay_v)) + ORDERS.index((read, reverse))
+    plans(apart=turn % 3 == 0, segment=32)
+    schedule = ("fused", "split")[turn % 2]
+    inputs = make(decay, decay_v, 1, 41, 2, 5, 3, Hq=1)
+    check(inputs, 1e-12, read=read, reverse=reverse, schedule=schedule, regime="chunk", chunk_size=16)
+
+
+@pytest.mark.parametrize("read,reverse", ORDERS)
+@pytest.mark.parametrize("decay,decay_v", KINDS)
+def test_recurrent(decay: str | None, decay_v: str | None, read: str, reverse: bool) -> None:
+    inputs = make(decay, decay_v, 1, 18, 2, 3, 2, Hk=1)
+    check(inputs, 1e-12, read=read, reverse=reverse, regime="recurrent")
+
+
+@pytest.mark.parametrize("T", [0, 1, 2, 17, 63, 64, 65, 100])
+@pytest.mark.parametrize("decay,decay_v", [("scalar", None), ("vector", None), ("vector", "full")])
+def test_lengths_float32(decay: str, decay_v: str | None, T: int) -> None:
+    check(make(decay, decay_v, 1, T, 1, 16, 17, initial=T % 2 == 0), 1e-5, torch.float32)
+
+
+@pytest.mark.parametrize("T", [0, 1, 2, 17, 65])
+@pytest.mark.parametrize("K,V", [(1, 4), (4, 1), (3, 2)])
+def test_lengths_elementwise(T: int, K: int, V: int) -> None:
+    check(make("vector", "full", 1, T, 1, K, V, initial=T % 2 == 0), 1e-5, torch.float32)
+
+
+@pytest.mark.parametrize("regime", ["chunk", "recurrent"])
+@pytest.mark.parametrize("K,V", [(1, 1), (1, 20), (20, 1), (17, 18)])
+def test_shapes(K: int, V: int, regime: str, plans: Any) -> None:
+    """Several blocks of keys and values, the last one ragged; heads that do not fill a block."""
+    plans(BK=16, BV=16)
+    T, H = (20, 3) if regime == "chunk" else (9, 3) if K * V <= 20 else (3, 1)
+    check(make("vector", "full", 1, T, H, K, V, Hq=1, Hk=H), 1e-12, regime=regime)
+    check(make("scalar", None, 2, T, 1, K, V), 1e-12, regime=regime)
+    check(make("outer", None, 1, T, H, K, V, Hk=1), 1e-12, regime=regime)
+
+
+def test_mamba_shape() -> None:
+    """Heads are channels, all of which share one q and one k: several blocks of heads, one of them ragged."""
+    check(make("outer", None, 1, 10, 9, 16, 1, Hq=1, Hk=1), 1e-12)
+    check(make("outer", None, 1, 10, 8, 16, 1, Hq=2, Hk=4), 1e-12)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("schedule", ["fused", "split"])
+@pytest.mark.parametrize("decay,decay_v", [("scalar", None), ("vector", "full")])
+def test_packed(decay: str, decay_v: str | None, schedule: str, reverse: bool, plans: Any) -> None:
+    """Sequences of any length, empty ones too, keep to themselves."""
+    plans(segment=16, apart=reverse)
+    inputs = make(decay, decay_v, 1, 67, 2, 3, 4, cu_seqlens=[0, 0, 5, 37, 37, 67, 67])
+    check(inputs, 1e-12, schedule=schedule, reverse=reverse, regime="chunk", chunk_size=16)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_packed_elementwise(reverse: bool) -> None:
+    check(make("vector", None, 1, 23, 2, 3, 2, cu_seqlens=[0, 9, 9, 10, 23]), 1e-12, reverse=reverse)
+
+
+@pytest.mark.parametrize("regime", ["chunk", "recurrent"])
+def test_strides(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any strides, read in place; and the 64-bit offsets that only huge tensors need."""
+    q, k, v, log_decay, _, log_decay_v, state, _ = make("vector", "full", 2, 12, 2, 3, 4)
+    inputs: Inputs = [
+        q.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), k[:, :, :1].expand(2, 12, 2, 3),
+        torch.stack([v, v], -1)[..., 1], log_decay.transpose(1, 2).contiguous().transpose(1, 2), None,
+        log_decay_v[:1].expand(2, 12, 2, 4), state.mT.contiguous().mT, None,
+    ]  # fmt: skip
+    check([x.detach().clone() if isinstance(x, Tensor) else x for x in inputs], 1e-12, regime=regime)
+    check(inputs, 1e-12, regime=regime)
+    monkeypatch.setattr(launch.Problem, "near", lambda self, C: False)
+    check(inputs, 1e-12, regime=regime)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("decay,K,V", [("scalar", 16, 16), ("vector", 16, 16), ("vector", 4, 4)])
+def test_half(decay: str, K: int, V: int, dtype: torch.dtype, tolerance: float) -> None:
+    check(make(decay, None, 1, 33, 1, K, V, odd=False), tolerance, dtype)
+
+
+def test_mixed_dtypes() -> None:
+    """Each gradient has the dtype of its input; float64 anywhere means float64 sums."""
+    inputs = make("vector", None, 1, 20, 1, 16, 16)
+    mixed = [inputs[0].bfloat16(), inputs[1].bfloat16(), inputs[2].bfloat16(), inputs[3].float(), *inputs[4:]]
+    o, state = launch.forward(*mixed, **DEFAULTS)
+    assert o.dtype == torch.bfloat16 and state.dtype == torch.float64
+    grads = launch.backward(o, state, *mixed, **DEFAULTS)
+    assert [x.dtype for x in grads if x is not None] == [x.dtype for x in mixed if x is not None]
+
+
+@pytest.mark.parametrize("regime", ["chunk", "recurrent"])
+def test_missing_gradients(regime: str) -> None:
+    """do or dstate may be None: as zeros."""
+    inputs = make("vector", None, 1, 20, 1, 3, 4)
+    options = DEFAULTS | {"regime": regime}
+    o, state = launch.forward(*inputs, **options)
+    for do, dstate in ((o, None), (None, state)):
+        want = launch.backward(
+            torch.zeros_like(o) if do is None else do, torch.zeros_like(state) if dstate is None else dstate,
+            *inputs, **options,
+        )  # fmt: skip
+        got = launch.backward(do, dstate, *inputs, **options)
+        for x, y in zip(got, want, strict=True):
+            assert (x is None and y is None) or torch.equal(x, y)
+
+
+@pytest.mark.parametrize("regime", ["chunk", "recurrent"])
+@pytest.mark.parametrize("decay,decay_v", [("scalar", None), ("vector", "full"), ("outer", None)])
+@pytest.mark.parametrize("read", ["after", "before"])
+def test_resets(decay: str, decay_v: str | None, read: str, regime: str) -> None:
+    """A log-decay of -inf has gradient exactly 0; that of e^-12 is accurate relative to its own size."""
+    inputs = make(decay, decay_v, 1, 40, 1, 3, 2)
+    if decay != "outer":
+        inputs[3] = torch.where(torch.rand(inputs[3].shape) < 0.3, -torch.inf, -12.0).double()
+    inputs = cast(inputs, torch.float32)
+    exact = [x.double().requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
+    options = DEFAULTS | {"read": read, "regime": regime, "chunk_size": 16}
+    o, _ = loop(*exact, options["scale"], read, False)
+    do = torch.randn_like(o)
+    grads = launch.backward(do.float(), None, *inputs, **options)
+    for i in (3, 4, 5):
+        if inputs[i] is not None:
+            assert grads[i].isfinite().all()
+            assert (grads[i][inputs[i].isinf()] == 0).all()
+    if decay == "outer":
+        return
+    (want,) = torch.autograd.grad((o * do).sum(), [exact[3]])
+    # accurate to the size of the gradient's own terms: those of a twin problem on absolute values
+    sizes = [x.detach().abs() if i in (0, 1, 2, 6) and x is not None else x for i, x in enumerate(exact)]
+    sizes[3] = exact[3].detach().requires_grad_()
+    bound, _ = loop(*sizes, options["scale"], read, False)
+    (bound,) = torch.autograd.grad((bound * do.abs()).sum(), [sizes[3]])
+    assert ((grads[3] - want).abs() <= 3e-6 * bound).all()
+
+
+@pytest.mark.parametrize("decay,decay_v", [("scalar", None), ("vector", None), ("vector", "full")])
+@pytest.mark.parametrize("read", ["after", "before"])
+def test_bitwise_on_a_lattice(decay: str, decay_v: str | None, read: str) -> None:
+    """q, k, v in {-1, 0, 1}, decays in {1, 1/2, 0}: everything is a small dyadic rational, so equal means
+    equal."""
+    g = torch.Generator().manual_seed(3)
+    inputs = make(decay, decay_v, 1, 64, 1, 16, 16, initial=False)
+    for i in (0, 1, 2):
+        inputs[i] = torch.randint(-1, 2, inputs[i].shape, generator=g).double()
+    for i in (3, 5):
+        if inputs[i] is not None:
+            halvings = torch.tensor([0.0, -1.0, -torch.inf], dtype=torch.float64)
+            inputs[i] = (
+                halvings[torch.randint(0, 3, inputs[i].shape, generator=g)] * torch.tensor(2.0).double().log()
+            )
+    want, want_state = loop(*inputs, 1.0, read, False)
+    o, state = launch.forward(*cast(inputs, torch.float32), **(DEFAULTS | {"scale": 1.0, "read": read}))
+    assert torch.equal(o.double(), want) and torch.equal(state.double(), want_state)
+
+
+class Recurrence(torch.autograd.Function):
+    """The public pair forward, backward as one differentiable function."""
+
+    @staticmethod
+    def forward(ctx: Any, options: dict[str, Any], *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*inputs)
+        ctx.options = options
+        return triton_core.forward(*inputs, **options)
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Any, ...]:
+        return (None, *triton_core.backward(do, dstate, *ctx.saved_tensors, **ctx.options), None)
+
+
+@pytest.mark.parametrize("K,V", [(16, 16), (1, 2)])
+@pytest.mark.parametrize(
+    "decay,decay_v,read", [("scalar", None, "before"), ("vector", "full", "after"), ("outer", None, "after")]
+)
+def test_gradcheck(decay: str, decay_v: str | None, read: str, K: int, V: int) -> None:
+    inputs = make(decay, decay_v, 1, 4, 1, K, V, odd=False)
+    if inputs[5] is not None:
+        inputs[5][0, 1] = -torch.inf
+    if decay == "vector":
+        inputs[3][0, 2] = -torch.inf
+    options = DEFAULTS | {"read": read}
+    leaves = [x.requires_grad_() if x is not None and not x.isinf().any() else x for x in inputs[:7]]
+
+    def function(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        return Recurrence.apply(options, *tensors, None)
+
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+def test_available() -> None:
+    x = torch.zeros(1)
+    assert triton_core.available() and triton_core.available(x, None)
+    assert not triton_core.available(x, x.to("meta"))
