@@ -39,9 +39,9 @@ DECAYS = ("scalar", "key", "both", "outer", "mamba1", "hgrn")
 _MATRIX = re.compile(r"\b(HMMA|DMMA|HGMMA|QGMMA|UTC\w*MMA|v_s?mfma_\w+)\b[\w.]*")
 
 
+@dataclass(frozen=True)
 class Case:
-    """One cell of the matrix. Decays: one per head and step; per key; per key and value; outer; and two shapes
-    of the elementwise regime: Mamba-1 (16 keys, 1 value, outer) and HGRN (1 key, decays over values)."""
+    """One cell of the matrix. Decays: one per head and step; per key; per key and value; outer; and the two
     shapes of the elementwise regime: Mamba-1 (16 keys, 1 value, outer) and HGRN (1 key, decays over
     values)."""
 
