@@ -154,8 +154,8 @@ def _blocks(
         return 16, (32 if ampere else 128), 64, 8, False
     if decays == "both":
         return 16, 32, 64, 8, int(target.arch) >= 100
-    if decays == "outer" and ampere:
-        return 16, 32, 32, 8, False
+    if ampere:
+        return 16, 32, (32 if decays == "outer" else 64), 8, False
     return 16, 64, 64, 8, False
 
 
