@@ -17,7 +17,6 @@ def test_operator_under_the_interpreter():
             sys.executable,
             "-m",
             "pytest",
-            "-q",
             "-p",
             "no:cacheprovider",
             str(Path(__file__).with_name("interpreted.py")),
