@@ -115,17 +115,25 @@ def _block(x: Operands, o: Options, form: str) -> int:
     return blocks[form](_problem(x)) if form in blocks else CHUNK
 
 
-def _steps(x: Operands, o: Options, start: int, stop: int, dtype: torch.dtype) -> Steps:
+def _without_resets(x: Operands) -> tuple[Operands, Tensor | None]:
+    if x.outer is None:
+        return x, None
+    outer, resets = split_resets(x.outer)
+    return x._replace(outer=outer), resets
+
+
+def _steps(
+    x: Operands, o: Options, start: int, stop: int, dtype: torch.dtype, resets: Tensor | None
+) -> Steps:
     def cut(y: Tensor | None, constant: int) -> Tensor | None:
         return y if y is None or y.ndim == constant else y[:, start:stop]
 
-    outer, resets = (None, None) if x.outer is None else split_resets(x.outer)
     return Steps(
         x.q[:, start:stop],
         x.k[:, start:stop],
         x.v[:, start:stop],
         cut(x.log_decay, 1),
-        outer,
+        x.outer,
         cut(x.log_decay_v, 2),
         scale=o.scale,
         reverse=o.reverse,
@@ -153,12 +161,13 @@ def _initial(x: Operands, n: int, dtype: torch.dtype) -> Tensor:
 def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
     dtype, order = _acc(x), READS[o.read]
     form = form_of(x, o)
+    x, resets = _without_resets(x)
     pieces, states = [x.v.new_zeros(x.v.shape[0], 0, *x.v.shape[2:], dtype=dtype)], []
     with _full_precision(x.v.device, o.precision):
         for n, (start, stop) in enumerate(_segments(x)):
             state = _initial(x, n, dtype)
             if stop > start:
-                steps = _steps(x, o, start, stop, dtype)
+                steps = _steps(x, o, start, stop, dtype, resets)
                 outs, state = FORMS[form](steps, state, order, _block(x, o, form))
                 outs = [piece.transpose(1, 2) for piece in outs]
                 pieces += [piece.flip(1) for piece in outs[::-1]] if o.reverse else outs
@@ -171,6 +180,7 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
     """Gradients of the operands and of the initial state, all in the accumulation dtype."""
     dtype, order = _acc(x), READS[o.read]
     kind = GRADIENT_KIND[form_of(x, o)]
+    x, resets = _without_resets(x)
     size = _block(x, o, kind)
     found: list[Gradients] = []
     states = []
@@ -179,7 +189,7 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
         for n, (start, stop) in enumerate(_segments(x)):
             G = dstate if x.cu_seqlens is None else dstate[n : n + 1]
             if stop > start:
-                steps = _steps(x, o, start, stop, dtype)
+                steps = _steps(x, o, start, stop, dtype, resets)
                 g, G = vjp(steps, _initial(x, n, dtype), do[:, start:stop], G, order, size, kind)
                 found.append(g)
             states.append(G)

@@ -15,6 +15,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,66 +48,23 @@ def available(*tensors: Tensor | None) -> bool:
     return given[0].is_cuda or (interpreted and given[0].device.type == "cpu")
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    outer: Tensor | None,
-    log_decay_v: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    scale: float,
-    read: str,
-    reverse: bool,
-    precision: str | None,
-    schedule: str,
-    chunk_size: int | None,
-    regime: str | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(*operands: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
     """o [B, T, H, V] in the dtype of v, and the final state [N, H, K, V] in the accumulation dtype.
 
-    q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, H, V]; log_decay None, [H], [B, T, H] or [B, T, H, K], or, with
-    outer [H, K], the dt [B, T, H] of log-decays dt * outer; log_decay_v None, [H, V] or [B, T, H, V];
-    initial_state [N, H, K, V] or None. Any strides. regime: "chunk", "recurrent" or None, the rule in
-    config.py. Arguments are taken to be valid."""
+    Arguments are those of launch.forward, all valid: q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, H, V];
+    log_decay None, [H], [B, T, H] or [B, T, H, K], or, with outer [H, K], the dt [B, T, H] of log-decays
+    dt * outer; log_decay_v None, [H, V] or [B, T, H, V]; initial_state [N, H, K, V] or None; cu_seqlens. Any
+    strides. regime: "chunk", "recurrent" or None, the rule in config.py."""
     from . import launch
 
-    return launch.forward(
-        q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, scale=scale, read=read,
-        reverse=reverse, precision=precision, schedule=schedule, chunk_size=chunk_size,
-        regime=regime,
-    )  # fmt: skip
+    return launch.forward(*operands, **options)  # type: ignore[arg-type]
 
 
-def backward(
-    do: Tensor | None,
-    dstate: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    outer: Tensor | None,
-    log_decay_v: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    scale: float,
-    read: str,
-    reverse: bool,
-    precision: str | None,
-    schedule: str,
-    chunk_size: int | None,
-    regime: str | None = None,
-) -> tuple[Tensor | None, ...]:
+def backward(*operands: Tensor | None, **options: Any) -> tuple[Tensor | None, ...]:
     """(dq, dk, dv, dlog_decay, douter, dlog_decay_v, dinitial_state) in the shapes and dtypes of the inputs.
 
-    do: gradient of o (None is zero). dstate: gradient of the final state (None is zero)."""
+    Arguments are those of launch.backward: do, the gradient of o (None is zero), dstate, that of the final
+    state (None is zero), and then those of forward."""
     from . import launch
 
-    return launch.backward(
-        do, dstate, q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, scale=scale, read=read,
-        reverse=reverse, precision=precision, schedule=schedule, chunk_size=chunk_size,
-        regime=regime,
-    )  # fmt: skip
+    return launch.backward(*operands, **options)  # type: ignore[arg-type]
