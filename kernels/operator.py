@@ -128,16 +128,12 @@ def recurrence(
     checks.reverse_mode(q, k, v, log_decay, outer, log_decay_v, initial_state)
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B, T), "[B, T]", device)
-        k, v, log_decay, log_decay_v = _apply_mask(mask, k, v, log_decay, log_decay_v, B, T)
-    out, state = recurrence_op(
-        q,
-        k,
-        v,
-        log_decay,
-        outer,
-        log_decay_v,
-        initial_state,
+    operands = (q, k, v, log_decay, outer, log_decay_v, initial_state)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    out, state, _ = recurrence_op(
+        *operands,
         cu_seqlens,
+        mask,
         float(scale),
         read,
         reverse,
@@ -146,23 +142,9 @@ def recurrence(
         schedule,
         precision,
         chunk_size,
+        save,
     )
     return out, state
-
-
-def _apply_mask(
-    mask: Tensor, k: Tensor, v: Tensor, la: Tensor | None, lb: Tensor | None, B: int, T: int
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Masked steps write nothing and do not decay; whatever padding holds (NaN included) is dropped."""
-
-    def keep(x: Tensor) -> Tensor:
-        return torch.where(mask.reshape(B, T, *(1 for _ in x.shape[2:])), x, torch.zeros_like(x))
-
-    if la is not None:
-        la = keep(la.expand(B, T, *la.shape) if la.ndim == 1 else la)
-    if lb is not None:
-        lb = keep(lb.expand(B, T, *lb.shape) if lb.ndim == 2 else lb)
-    return keep(k), keep(v), la, lb
 
 
 def step(

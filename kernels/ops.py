@@ -35,6 +35,7 @@ class Options(NamedTuple):
     schedule: str
     precision: str | None
     chunk_size: int | None
+    save: bool = False  # whether forward keeps what a backend's gradient can use
 
 
 class Operands(NamedTuple):
@@ -46,6 +47,7 @@ class Operands(NamedTuple):
     log_decay_v: Tensor | None
     initial_state: Tensor | None
     cu_seqlens: Tensor | None
+    mask: Tensor | None = None
 
 
 def accumulation_dtype(*xs: Tensor | None) -> torch.dtype:
@@ -158,8 +160,40 @@ def _initial(x: Operands, n: int, dtype: torch.dtype) -> Tensor:
     return s.to(dtype)
 
 
+def _where(mask: Tensor, x: Tensor) -> Tensor:
+    return torch.where(mask.reshape(*mask.shape, *(1 for _ in x.shape[2:])), x, torch.zeros_like(x))
+
+
+def apply_mask(x: Operands) -> Operands:
+    """Masked steps write nothing and do not decay; whatever padding holds (NaN included) is dropped."""
+    if x.mask is None:
+        return x
+    la, lb = x.log_decay, x.log_decay_v
+    if la is not None:
+        la = _where(x.mask, la.expand(*x.mask.shape, *la.shape) if la.ndim == 1 else la)
+    if lb is not None:
+        lb = _where(x.mask, lb.expand(*x.mask.shape, *lb.shape) if lb.ndim == 2 else lb)
+    k, v = _where(x.mask, x.k), _where(x.mask, x.v)
+    return x._replace(k=k, v=v, log_decay=la, log_decay_v=lb, mask=None)
+
+
+def unmask_gradients(g: Gradients, x: Operands) -> Gradients:
+    """Gradients of the operands of x from those of apply_mask(x)."""
+    if x.mask is None:
+        return g
+    la, lb = g.la, g.lb
+    if la is not None and x.log_decay is not None:
+        la = _where(x.mask, la)
+        la = la.sum((0, 1)) if x.log_decay.ndim == 1 else la
+    if lb is not None and x.log_decay_v is not None:
+        lb = _where(x.mask, lb)
+        lb = lb.sum((0, 1)) if x.log_decay_v.ndim == 2 else lb
+    return g._replace(k=_where(x.mask, g.k), v=_where(x.mask, g.v), la=la, lb=lb)
+
+
 def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
     dtype, order = _acc(x), READS[o.read]
+    x = apply_mask(x)
     form = form_of(x, o)
     x, resets = _without_resets(x)
     pieces, states = [x.v.new_zeros(x.v.shape[0], 0, *x.v.shape[2:], dtype=dtype)], []
@@ -179,6 +213,7 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
 def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple[Gradients, Tensor]:
     """Gradients of the operands and of the initial state, all in the accumulation dtype."""
     dtype, order = _acc(x), READS[o.read]
+    given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
     x, resets = _without_resets(x)
     size = _block(x, o, kind)
@@ -195,12 +230,12 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
             states.append(G)
     state = states[0] if len(states) == 1 else torch.cat(states)
     if not found:
-        zeros = (None if y is None else torch.zeros_like(y, dtype=dtype) for y in x[:6])
+        zeros = (None if y is None else torch.zeros_like(y, dtype=dtype) for y in given[:6])
         q, k, v, la, outer, lb = zeros
         return Gradients(q, k, v, la, lb, outer), state
     # Sequences lie in memory order here, whichever way time runs inside each.
     everything = Steps(x.q, x.k, x.v, x.log_decay, x.outer, x.log_decay_v)
-    return (found[0] if len(found) == 1 else everything.join(found)), state
+    return unmask_gradients(found[0] if len(found) == 1 else everything.join(found), given), state
 
 
 # ------------------------------------------------------------------ registration
@@ -217,6 +252,7 @@ def _recurrence(
     log_decay_v: Optional[Tensor],
     initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
+    mask: Optional[Tensor],
     scale: float,
     read: str,
     reverse: bool,
@@ -225,22 +261,25 @@ def _recurrence(
     schedule: str,
     precision: Optional[str],
     chunk_size: Optional[int],
-) -> tuple[Tensor, Tensor]:
-    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens)
-    o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size)
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, mask)
+    o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size, save)
+    seen = apply_mask(x) if checks.checking(v) else x
     if outer is None:
-        checks.log_values("log_decay", log_decay)
-    elif log_decay is not None:
-        checks.outer_values(log_decay, outer)
-    checks.log_values("log_decay_v", log_decay_v)
+        checks.log_values("log_decay", seen.log_decay)
+    elif seen.log_decay is not None:
+        checks.outer_values(seen.log_decay, outer)
+    checks.log_values("log_decay_v", seen.log_decay_v)
     if uses_triton(x, o):
-        out, state = triton_core.forward(*_for_triton(x), **_triton_options(o))
+        out, state, saved = triton_core.forward(*_for_triton(x), **_triton_options(o), save=save)
     else:
         out, state = torch_forward(x, o)
+        saved = None
     # An operator's results may not share memory with its arguments (T = 0 hands the state through).
     if initial_state is not None and state.data_ptr() == initial_state.data_ptr():
         state = state.clone()
-    return out, state
+    return out, state, v.new_empty(0, dtype=state.dtype) if saved is None else saved
 
 
 def _for_triton(x: Operands) -> Operands:
@@ -269,10 +308,15 @@ def _fake_recurrence(
     log_decay_v: Optional[Tensor],
     initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
+    mask: Optional[Tensor],
     *options: Any,
-) -> tuple[Tensor, Tensor]:
-    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens)
-    return v.new_empty(v.shape), v.new_empty(state_shape(x), dtype=_acc(x))
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, mask)
+    o = Options(*options)
+    saved = (0,)
+    if o.save and uses_triton(x, o):
+        saved = triton_core.saved_shape(*x, **_triton_options(o))
+    return v.new_empty(v.shape), v.new_empty(state_shape(x), dtype=_acc(x)), v.new_empty(saved, dtype=_acc(x))
 
 
 # One gradient for each tensor of Operands but cu_seqlens; an absent operand's is empty.
@@ -282,6 +326,7 @@ Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 def _recurrence_backward(
     do: Tensor,
     dstate: Tensor,
+    saved: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -290,6 +335,7 @@ def _recurrence_backward(
     log_decay_v: Optional[Tensor],
     initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
+    mask: Optional[Tensor],
     scale: float,
     read: str,
     reverse: bool,
@@ -298,11 +344,13 @@ def _recurrence_backward(
     schedule: str,
     precision: Optional[str],
     chunk_size: Optional[int],
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens)
-    o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size)
+    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, mask)
+    o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size, save)
     if uses_triton(x, o):
-        grads = triton_core.backward(do, dstate, *_for_triton(x), **_triton_options(o))
+        kept = saved if saved.numel() else None
+        grads = triton_core.backward(do, dstate, kept, *_for_triton(x), **_triton_options(o))
     else:
         grads = _flat(*torch_backward(do, dstate, x, o))
     return tuple(  # type: ignore[return-value]
@@ -321,7 +369,7 @@ def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
     return g.q, g.k, g.v, g.la, g.outer, g.lb, dstate
 
 
-def _fake_backward(do: Tensor, dstate: Tensor, *args: Any) -> Seven:
+def _fake_backward(do: Tensor, dstate: Tensor, saved: Tensor, *args: Any) -> Seven:
     xs = args[:7]
     return tuple(  # type: ignore[return-value]
         do.new_empty(0) if y is None else y.new_empty(y.shape) for y in xs
@@ -330,25 +378,34 @@ def _fake_backward(do: Tensor, dstate: Tensor, *args: Any) -> Seven:
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     first_option = len(inputs) - len(Options._fields)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(output[2], *inputs[:first_option])
+    ctx.options = inputs[first_option:]
+
+
+def _differentiate(ctx: Any, do: Tensor, dstate: Tensor, _: Any) -> tuple[Any, ...]:
+    saved, *operands = ctx.saved_tensors
+    grads = backward_op(do, dstate, saved, *operands, *ctx.options)
+    wanted = (g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
+    return (*wanted, *(None for _ in (*operands[7:], *Options._fields)))
+
+
+def _remember_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    first_option = len(inputs) - len(Options._fields)
     ctx.save_for_backward(*inputs[:first_option])
     ctx.options = inputs[first_option:]
 
 
-def _differentiate(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Any, ...]:
-    grads = backward_op(do, dstate, *ctx.saved_tensors, *ctx.options)
-    wanted = (g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
-    return (*wanted, None, *(None for _ in Options._fields))
-
-
 def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
     """The derivative of the gradient, by differentiating the torch formula for it."""
-    saved, o = ctx.saved_tensors, Options(*ctx.options)
-    needed = ctx.needs_input_grad[: len(saved)]
+    tensors, o = ctx.saved_tensors, Options(*ctx.options)
+    needed = ctx.needs_input_grad[: len(tensors)]
     and_again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Fresh aliases: differentiation must stop at the arguments of this very call.
-        args = [y.view_as(y) if n else y for y, n in zip(saved, needed, strict=True)]
-        do, dstate, x = args[0], args[1], Operands(*args[2:])
+        args = [y.view_as(y) if n else y for y, n in zip(tensors, needed, strict=True)]
+        do, dstate, _, *operands = args
+        x = Operands(*operands)
         grads = _flat(*torch_backward(do, dstate, x, o))
         pairs = [
             (g.to(y.dtype), c)
@@ -371,15 +428,17 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
     return (*grads_out, *(None for _ in Options._fields))
 
 
-def _register(name: str, run: Any, fake: Any, differentiate: Any) -> Any:
+def _register(name: str, run: Any, fake: Any, differentiate: Any, remember: Any) -> Any:
     """An operator of torch. (`torch.library.custom_op` would import the compiler at the first call.)"""
     full = f"mixerzoo::{name}"
     torch.library.define(full, torch.library.infer_schema(run, mutates_args=()))
     torch.library.impl(full, "CompositeExplicitAutograd", run)
     torch.library.register_fake(full, fake)
-    torch.library.register_autograd(full, differentiate, setup_context=_remember)
+    torch.library.register_autograd(full, differentiate, setup_context=remember)
     return getattr(torch.ops.mixerzoo, name).default
 
 
-recurrence_op = _register("recurrence", _recurrence, _fake_recurrence, _differentiate)
-backward_op = _register("recurrence_backward", _recurrence_backward, _fake_backward, _differentiate_again)
+recurrence_op = _register("recurrence", _recurrence, _fake_recurrence, _differentiate, _remember)
+backward_op = _register(
+    "recurrence_backward", _recurrence_backward, _fake_backward, _differentiate_again, _remember_gradient
+)

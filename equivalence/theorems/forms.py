@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...kernels import forms, operator
+from ...kernels import forms, ops
 from ...kernels.order import ALL_ORDERS, READS, Order
 from ...kernels.steps import Slice
 from ..algebra import Field, Interval, Log
@@ -293,10 +293,8 @@ def mask(budget: Budget, tally: Tally) -> None:
     for p in _varied(budget, tuple(READS.values())):
         x = p.operands(rng)
         kept = rng.random((p.batch, p.length)) < 0.6
-        k, v, la, lb = operator._apply_mask(
-            torch.from_numpy(kept), x.k, x.v, x.log_decay, x.log_decay_v, p.batch, p.length
-        )
-        masked = x._replace(k=k, v=v, log_decay=la, log_decay_v=lb)
+        m = ops.apply_mask(ops.Operands(*x[:7], None, torch.from_numpy(kept)))
+        masked = x._replace(k=m.k, v=m.v, log_decay=m.log_decay, log_decay_v=m.log_decay_v)
         for form in forms.FORMS:
             o, S = run_form(form, p, masked)
             for b in range(p.batch):

@@ -1,8 +1,10 @@
 """The recurrence on a GPU: one family of Triton kernels, forward and backward.
 
     config.py     which regime, block sizes and precision: the one place
-    launch.py     from tensors to launches
-    chunk.py      matmul regime      recurrent.py  elementwise regime      decay.py  what both share
+    problem.py    the arguments of one call      launch.py  which regime it takes
+    chunk.py, chunk_launch.py          matmul regime: kernels and their launches
+    recurrent.py, recurrent_launch.py  elementwise regime
+    decay.py      what all kernels share
     aot.py        compiles the whole family without a GPU and counts registers, spills and tensor-core
     instructions
 
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["available", "backward", "forward"]
+__all__ = ["available", "backward", "forward", "saved_shape"]
 
 
 @functools.cache
@@ -48,23 +50,29 @@ def available(*tensors: Tensor | None) -> bool:
     return given[0].is_cuda or (interpreted and given[0].device.type == "cpu")
 
 
-def forward(*operands: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
-    """o [B, T, H, V] in the dtype of v, and the final state [N, H, K, V] in the accumulation dtype.
+def forward(*operands: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """o [B, T, H, V] in the dtype of v, the final state [N, H, K, V] in the accumulation dtype and, with
+    save=True, what backward can use (or None).
 
-    Arguments are those of launch.forward, all valid: q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, H, V];
-    log_decay None, [H], [B, T, H] or [B, T, H, K], or, with outer [H, K], the dt [B, T, H] of log-decays
-    dt * outer; log_decay_v None, [H, V] or [B, T, H, V]; initial_state [N, H, K, V] or None; cu_seqlens. Any
-    strides. regime: "chunk", "recurrent" or None, the rule in config.py."""
+    Arguments are those of problem.Problem, all valid, any strides. regime: "chunk", "recurrent" or None, the
+    rule in config.py."""
     from . import launch
 
-    return launch.forward(*operands, **options)  # type: ignore[arg-type]
+    return launch.forward(*operands, **options)
+
+
+def saved_shape(*operands: Tensor | None, **options: Any) -> tuple[int, ...]:
+    """The shape of the third result of forward, (0,) where it is None."""
+    from . import launch
+
+    return launch.saved_shape(*operands, **options)
 
 
 def backward(*operands: Tensor | None, **options: Any) -> tuple[Tensor | None, ...]:
     """(dq, dk, dv, dlog_decay, douter, dlog_decay_v, dinitial_state) in the shapes and dtypes of the inputs.
 
-    Arguments are those of launch.backward: do, the gradient of o (None is zero), dstate, that of the final
-    state (None is zero), and then those of forward."""
+    Arguments: do, the gradient of o (None is zero), dstate, that of the final state (None is zero), what
+    forward saved (or None), and then those of forward."""
     from . import launch
 
-    return launch.backward(*operands, **options)  # type: ignore[arg-type]
+    return launch.backward(*operands, **options)

@@ -118,7 +118,7 @@ def launches(case: Case) -> list[tuple[Any, dict[str, Any], Plan]]:
         "chunk_size": None, "target": target, "run": record,
     }  # fmt: skip
     launch.forward(*inputs, **options)
-    launch.backward(tensor(B, T, H, V, dtype=dtype), state, *inputs, **options)
+    launch.backward(tensor(B, T, H, V, dtype=dtype), state, None, *inputs, **options)
     return found
 
 

@@ -102,22 +102,24 @@ def test_the_scan_loses_a_decay(monkeypatch):
 
 
 def test_a_masked_step_decays(monkeypatch):
-    real = operator._apply_mask
+    real = ops.apply_mask
 
-    def apply(mask, k, v, la, lb, B, T):
-        k, v, _, _ = real(mask, k, v, None, None, B, T)
-        return k, v, la, lb
+    def apply(x):
+        return real(x)._replace(log_decay=x.log_decay, log_decay_v=x.log_decay_v)
 
-    monkeypatch.setattr(operator, "_apply_mask", apply)
+    monkeypatch.setattr(ops, "apply_mask", apply)
     caught("forms/mask", "operator/mask")
 
 
 def test_padding_lets_nan_through(monkeypatch):
-    def apply(mask, k, v, la, lb, B, T):
-        keep = mask[..., None, None]
-        return k * keep, v * keep, *(None if x is None else torch.where(keep, x, 0.0) for x in (la, lb))
+    real = ops.apply_mask
 
-    monkeypatch.setattr(operator, "_apply_mask", apply)
+    def apply(x):
+        if x.mask is None:
+            return x
+        return real(x)._replace(k=x.k * x.mask[..., None, None], v=x.v * x.mask[..., None, None])
+
+    monkeypatch.setattr(ops, "apply_mask", apply)
     caught("operator/mask")
 
 

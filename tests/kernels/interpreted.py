@@ -91,5 +91,5 @@ def test_opcheck():
     q, k, v, la, _, s0 = (
         x if x is None else x.requires_grad_() for x in arguments(1, 5, 2, 2, 3, "BTHK", extremes=False)
     )
-    options = (1.0, "after", False, "auto", "triton", "auto", None, None)
-    torch.library.opcheck(recurrence_op, (q, k, v, la, None, None, s0, None, *options))
+    options = (1.0, "after", False, "auto", "triton", "auto", None, None, True)
+    torch.library.opcheck(recurrence_op, (q, k, v, la, None, None, s0, None, None, *options))

@@ -191,7 +191,7 @@ def test_bidirectional(reverse):
     assert error(s, s2) < 1e-14
 
 
-OPTIONS = (1.0, "after", False, "auto", "auto", "auto", None, None)
+OPTIONS = (1.0, "after", False, "auto", "auto", "auto", None, None, True)
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -202,15 +202,16 @@ def test_opcheck(decay):
     if isinstance(la, OuterDecay):
         la, outer = la
     xs = [x if x is None else x.requires_grad_() for x in (q, k, v, la, outer, lb, s0)]
-    torch.library.opcheck(recurrence_op, (*xs, None, *OPTIONS))
+    torch.library.opcheck(recurrence_op, (*xs, None, None, *OPTIONS))
     do, dstate = torch.randn_like(v).detach(), torch.randn_like(s0).detach()
-    torch.library.opcheck(backward_op, (do, dstate, *xs, None, *OPTIONS))
+    saved = torch.zeros(0, dtype=s0.dtype)
+    torch.library.opcheck(backward_op, (do, dstate, saved, *xs, None, None, *OPTIONS))
 
 
 def test_opcheck_packed():
     q, k, v, la, _, _ = (x if x is None else x.requires_grad_() for x in arguments(1, 5, 2, 2, 3, "BTHK"))
     cu = torch.tensor([0, 2, 5])
-    torch.library.opcheck(recurrence_op, (q, k, v, la, None, None, None, cu, *OPTIONS))
+    torch.library.opcheck(recurrence_op, (q, k, v, la, None, None, None, cu, None, *OPTIONS))
 
 
 def test_compile_sees_one_operator():

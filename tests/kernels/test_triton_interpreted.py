@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from mixerzoo.kernels import triton_core
-from mixerzoo.kernels.triton_core import launch
+from mixerzoo.kernels.triton_core import chunk_launch, launch, problem
 
 Inputs = list[Any]  # q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens
 DEFAULTS: dict[str, Any] = {
@@ -126,7 +126,7 @@ def check(inputs: Inputs, tolerance: float, dtype: torch.dtype = torch.float64, 
     waiting = iter(leaves)
     exact = [next(waiting) if x is not None else None for x in exact[:7]] + exact[7:]
     o, state = loop(*exact, options["scale"], options["read"], options["reverse"])
-    got_o, got_state = launch.forward(*given, **options)
+    got_o, got_state, _ = launch.forward(*given, **options)
     assert got_o.dtype == given[2].dtype and got_o.is_contiguous()
     assert got_state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     close(got_o, o, tolerance)
@@ -135,7 +135,7 @@ def check(inputs: Inputs, tolerance: float, dtype: torch.dtype = torch.float64, 
     do = torch.randn(o.shape, generator=g, dtype=torch.float64).to(dtype)
     dstate = torch.randn(state.shape, generator=g, dtype=torch.float64).to(got_state.dtype)
     want = torch.autograd.grad((o * do).sum() + (state * dstate).sum(), leaves, allow_unused=True)
-    got = launch.backward(do, dstate, *given, **options)
+    got = launch.backward(do, dstate, None, *given, **options)
     assert [x is None for x in got] == [x is None for x in given[:7]]
     present = [x for x in given[:7] if x is not None]
     for x, got_x, want_x in zip(present, [x for x in got if x is not None], want, strict=True):
@@ -146,23 +146,23 @@ def check(inputs: Inputs, tolerance: float, dtype: torch.dtype = torch.float64, 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a kernel fails to write is NaN, not what memory happened to hold."""
-    real = launch.Problem.empty
+    real = problem.Problem.empty
     monkeypatch.setattr(
-        launch.Problem, "empty", lambda *args, **kwargs: real(*args, **kwargs).fill_(torch.nan)
+        problem.Problem, "empty", lambda *args, **kwargs: real(*args, **kwargs).fill_(torch.nan)
     )
 
 
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """plans(field=value, ...): override fields of every plan of the chunk regime."""
-    real = launch.plan
+    real = chunk_launch.plan
 
     def override(**fields: Any) -> None:
         def plan(*args: Any, **kwargs: Any) -> Any:
             made = real(*args, **kwargs)
             return dataclasses.replace(made, **fields) if made.regime == "chunk" else made
 
-        monkeypatch.setattr(launch, "plan", plan)
+        monkeypatch.setattr(chunk_launch, "plan", plan)
 
     yield override
 
@@ -249,7 +249,7 @@ def test_strides(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     check([x.detach().clone() if isinstance(x, Tensor) else x for x in inputs], 1e-12, regime=regime)
     check(inputs, 1e-12, regime=regime)
-    monkeypatch.setattr(launch.Problem, "near", lambda self, C: False)
+    monkeypatch.setattr(problem.Problem, "near", lambda self, C: False)
     check(inputs, 1e-12, regime=regime)
 
 
@@ -263,9 +263,9 @@ def test_mixed_dtypes() -> None:
     """Each gradient has the dtype of its input; float64 anywhere means float64 sums."""
     inputs = make("vector", None, 1, 20, 1, 16, 16)
     mixed = [inputs[0].bfloat16(), inputs[1].bfloat16(), inputs[2].bfloat16(), inputs[3].float(), *inputs[4:]]
-    o, state = launch.forward(*mixed, **DEFAULTS)
+    o, state, _ = launch.forward(*mixed, **DEFAULTS)
     assert o.dtype == torch.bfloat16 and state.dtype == torch.float64
-    grads = launch.backward(o, state, *mixed, **DEFAULTS)
+    grads = launch.backward(o, state, None, *mixed, **DEFAULTS)
     assert [x.dtype for x in grads if x is not None] == [x.dtype for x in mixed if x is not None]
 
 
@@ -274,13 +274,13 @@ def test_missing_gradients(regime: str) -> None:
     """do or dstate may be None: as zeros."""
     inputs = make("vector", None, 1, 20, 1, 3, 4)
     options = DEFAULTS | {"regime": regime}
-    o, state = launch.forward(*inputs, **options)
+    o, state, _ = launch.forward(*inputs, **options)
     for do, dstate in ((o, None), (None, state)):
         want = launch.backward(
             torch.zeros_like(o) if do is None else do, torch.zeros_like(state) if dstate is None else dstate,
-            *inputs, **options,
+            None, *inputs, **options,
         )  # fmt: skip
-        got = launch.backward(do, dstate, *inputs, **options)
+        got = launch.backward(do, dstate, None, *inputs, **options)
         for x, y in zip(got, want, strict=True):
             assert (x is None and y is None) or torch.equal(x, y)
 
@@ -298,7 +298,7 @@ def test_resets(decay: str, decay_v: str | None, read: str, regime: str) -> None
     options = DEFAULTS | {"read": read, "regime": regime, "chunk_size": 16}
     o, _ = loop(*exact, options["scale"], read, False)
     do = torch.randn_like(o)
-    grads = launch.backward(do.float(), None, *inputs, **options)
+    grads = launch.backward(do.float(), None, None, *inputs, **options)
     for i in (3, 4, 5):
         if inputs[i] is not None:
             assert grads[i].isfinite().all()
@@ -330,7 +330,7 @@ def test_bitwise_on_a_lattice(decay: str, decay_v: str | None, read: str) -> Non
                 halvings[torch.randint(0, 3, inputs[i].shape, generator=g)] * torch.tensor(2.0).double().log()
             )
     want, want_state = loop(*inputs, 1.0, read, False)
-    o, state = launch.forward(*cast(inputs, torch.float32), **(DEFAULTS | {"scale": 1.0, "read": read}))
+    o, state, _ = launch.forward(*cast(inputs, torch.float32), **(DEFAULTS | {"scale": 1.0, "read": read}))
     assert torch.equal(o.double(), want) and torch.equal(state.double(), want_state)
 
 
@@ -341,11 +341,11 @@ class Recurrence(torch.autograd.Function):
     def forward(ctx: Any, options: dict[str, Any], *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(*inputs)
         ctx.options = options
-        return triton_core.forward(*inputs, **options)
+        return triton_core.forward(*inputs, **options)[:2]
 
     @staticmethod
     def backward(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Any, ...]:
-        return (None, *triton_core.backward(do, dstate, *ctx.saved_tensors, **ctx.options), None)
+        return (None, *triton_core.backward(do, dstate, None, *ctx.saved_tensors, **ctx.options), None)
 
 
 @pytest.mark.parametrize("K,V", [(16, 16), (1, 2)])
