@@ -1,4 +1,4 @@
-"""The command line: `mixerzoo prove | plot | report | list | aot`."""
+"""The command line: `mixerzoo prove | plot | report | list | aot | cost`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "report": (".report", "proofs and plots on one self-contained page"),
     "list": (".listing", "the mixers: family, decay, gating, paper"),
     "aot": (".aot", "compile the Triton kernels for GPUs that need not be present, and print the table"),
+    "cost": (".cost.command", "what the recurrence costs on a GPU: bytes and products, counted"),
 }
 
 

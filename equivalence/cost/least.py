@@ -1,0 +1,60 @@
+"""The least that a call could cost: every input read once, every output written once, no needless product.
+
+Bytes. Forward: all operands in, o and the final state out. Backward: all operands and the gradients of the
+outputs in, one gradient out for each operand that has one. Expanded operands count their real elements.
+
+Products. Per step and head, with K keys and V values (a multiplication and an addition are 2 FLOPs):
+
+    recurrent form   forward   4 K V            update k v^T and read S^T q
+                     backward 10 K V            the states again; q, k, v and the state's gradients: do S^T,
+                                                dS v, dS^T k, and dS += q do^T
+    chunk form       as above, and for each of the (C + 1) / 2 steps of a chunk of C seen on average
+                     forward   2 K + 2 V        q k^T, and it times v
+                     backward  6 K + 4 V        q k^T, do v^T; the gradients of q, k and of v
+
+C is CHUNK = 16, the least number of rows of a tensor-core product; heads below 16 keys or values do not use
+tensor cores, and have the recurrent form. The multiplications by decays are not counted: they are not
+products of matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .operations import real_bytes
+from .operators import Call
+
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Least:
+    """bytes, and FLOPs of products, of forward or backward."""
+
+    bytes: int
+    flops: int
+
+
+def least(call: Call, outputs: list[Tensor]) -> tuple[Least, Least]:
+    """Of forward and of backward. outputs: o, and the final state."""
+    inputs = sum(real_bytes(x) for _, x in call.tensors())
+    o, state = outputs
+    gradients = sum(real_bytes(x) for x in call.differentiable())
+    into = real_bytes(o) + (real_bytes(state) if call.final else 0)
+    forward, backward = products(call)
+    return Least(inputs + real_bytes(o) + real_bytes(state), forward), Least(
+        inputs + into + gradients, backward
+    )
+
+
+def products(call: Call) -> tuple[int, int]:
+    """FLOPs of matrix products, forward and backward."""
+    B, T, H, V = call.operands["v"].shape
+    K = call.operands["k"].shape[3]
+    forward, backward = 4 * K * V, 10 * K * V
+    if min(K, V) >= 16:
+        forward += (CHUNK + 1) * (K + V)
+        backward += (CHUNK + 1) * (3 * K + 2 * V)
+    return B * T * H * forward, B * T * H * backward
