@@ -195,6 +195,25 @@ def reverse_mode(*xs: Tensor | None) -> None:
         )
 
 
+def writable_state(state: Tensor | None, dtype: torch.dtype, needs_grad: bool) -> None:
+    """The new state can be written into the given one."""
+    if state is None:
+        raise ValueError("state is None with inplace=True; accepted: the tensor [B, H, K, V] to write to")
+    if state.dtype != dtype:
+        raise TypeError(
+            f"state has dtype {state.dtype} with inplace=True; accepted: the accumulation dtype, {dtype}"
+        )
+    if any(step == 0 and n > 1 for step, n in zip(state.stride(), state.shape, strict=True)):
+        raise ValueError(
+            f"state has strides {list(state.stride())} with inplace=True; accepted: a tensor whose elements "
+            "do not share memory (not an expanded one)"
+        )
+    if needs_grad:
+        raise ValueError(
+            "inplace is True where a gradient is needed; accepted: False, or a call under torch.no_grad()"
+        )
+
+
 def number(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"{name} is {x!r}; accepted: a number")

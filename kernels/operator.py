@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks
-from .forms import decay_state
-from .ops import accumulation_dtype, recurrence_op, split_resets
+from . import checks, triton_core
+from .one_step import formula, step_in_place_op, step_op
+from .ops import accumulation_dtype, recurrence_op
 from .order import READS
 
 FORMS = ("auto", "parallel", "chunk", "recurrent", "scan")
@@ -158,6 +157,8 @@ def step(
     scale: float = 1.0,
     read: str = "after",
     mask: Tensor | None = None,
+    inplace: bool = False,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One step of `recurrence`: what it does to the next token, given the state so far.
 
@@ -168,6 +169,11 @@ def step(
         state: S_{t-1} [B, H, K, V]; None is zero.
         scale, read: as in `recurrence`.
         mask: [B] bool; where False the state stays as it was.
+        inplace: write S_t into `state` and return that very tensor. It must have the accumulation
+            dtype already, and nothing may need a gradient.
+        backend: "torch", a formula with gradients of any order; "triton", one kernel that reads and
+            writes the state once, without gradients; "auto": triton for tensors on a GPU where no
+            gradient is needed, torch otherwise and inside torch.compile, which fuses the formula.
 
     Returns:
         o_t [B, H, V] in v_t's dtype, and S_t [B, H, K, V] in the accumulation dtype.
@@ -195,9 +201,23 @@ def step(
         checks.shaped("state", state, device, ("[B, H, K, V]", (B, H, K, V)))
     checks.number("scale", scale)
     checks.one_of("read", read, tuple(READS))
+    checks.flag("inplace", inplace)
+    checks.one_of("backend", backend, BACKENDS)
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B,), "[B]", device)
-    checks.reverse_mode(q_t, k_t, v_t, la, A, lb, state)
+    operands = (q_t, k_t, v_t, la, A, lb, state)
+    checks.reverse_mode(*operands)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    compiling = torch.compiler.is_compiling()
+    if inplace:
+        checks.writable_state(state, accumulation_dtype(*operands), needs_grad)
+    if backend == "triton" and needs_grad:
+        raise ValueError(
+            "backend is 'triton' where a gradient is needed, which its step does not have; accepted: "
+            "'auto' or 'torch', or a call under torch.no_grad()"
+        )
+    if not compiling:
+        checks.backend(backend, "auto", v_t)
 
     if checks.always_checking():
         if A is not None and la is not None:
@@ -206,31 +226,13 @@ def step(
             checks.log_values("log_decay_t", la)
         checks.log_values("log_decay_v_t", lb)
 
-    dtype = accumulation_dtype(q_t, k_t, v_t, la, A, lb, state)
-
-    def heads(x: Tensor) -> Tensor:
-        """[B, Hx, K] to [B, H, 1, K], in the accumulation dtype."""
-        x = x.to(dtype)
-        return x.repeat_interleave(H // x.shape[1], 1).unsqueeze(2) if x.shape[1] != 1 else x.unsqueeze(2)
-
-    q, k, v = heads(q_t), heads(k_t), v_t.to(dtype).unsqueeze(2)
-    if scale != 1.0:
-        q = q * scale
-    if la is not None:
-        la = la.to(dtype)
-        la = la[..., None, None] if la.ndim < 3 else la.unsqueeze(2)
-        if A is not None:
-            A, resets = split_resets(A)
-            dt, la = la, la * A.to(dtype).unsqueeze(1)
-            if resets is not None:
-                la = la.masked_fill(resets.unsqueeze(1) & (dt > 0), -math.inf)
-    if lb is not None:
-        lb = lb.to(dtype).unsqueeze(-2)
-    if mask is not None:
-        keep = mask[:, None, None, None]
-        k, v = (torch.where(keep, x, torch.zeros_like(x)) for x in (k, v))
-        la, lb = (None if x is None else torch.where(keep, x, torch.zeros_like(x)) for x in (la, lb))
-    S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)
-    new = decay_state(S, la, lb) + k.mT * v
-    o = (q.mT * (new if read == "after" else S)).sum(2)
-    return o.to(v_t.dtype), new
+    if backend == "auto" and v_t.is_cuda and not (needs_grad or compiling):
+        backend = "triton" if triton_core.available(v_t) else "torch"
+    if backend == "triton":
+        if inplace and state is not None:
+            return step_in_place_op(*operands, mask, float(scale), read), state
+        return step_op(*operands, mask, float(scale), read)
+    out, new = formula(*operands, mask, scale, read)
+    if inplace and state is not None:
+        return out, state.copy_(new)
+    return out, new

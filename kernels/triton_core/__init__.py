@@ -4,6 +4,7 @@
     problem.py    the arguments of one call      launch.py  which regime it takes
     chunk.py, chunk_launch.py          matmul regime: kernels and their launches
     recurrent.py, recurrent_launch.py  elementwise regime
+    one_step.py   one step of the recurrence: kernel and launch
     decay.py      what all kernels share
     aot.py        compiles the whole family without a GPU and counts registers, spills and tensor-core
     instructions
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["available", "backward", "forward", "saved_shape"]
+__all__ = ["available", "backward", "forward", "saved_shape", "step"]
 
 
 @functools.cache
@@ -76,3 +77,13 @@ def backward(*operands: Tensor | None, **options: Any) -> tuple[Tensor | None, .
     from . import launch
 
     return launch.backward(*operands, **options)
+
+
+def step(*operands: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """One step: o [B, H, V] in the dtype of v and the new state [B, H, K, V] in the accumulation dtype.
+
+    Arguments are those of one_step.step, all valid, any strides; with inplace=True the new state is the given
+    one."""
+    from . import one_step
+
+    return one_step.step(*operands, **options)

@@ -1,0 +1,131 @@
+"""One step of the recurrence: the torch formula, and the Triton kernel as torch sees it.
+
+`mixerzoo::step` gives a new state, `mixerzoo::step_` writes it into the given one. Neither has a gradient:
+where one is needed, the formula runs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import triton_core
+from .forms import decay_state
+from .ops import accumulation_dtype, split_resets
+
+
+def formula(
+    q_t: Tensor,
+    k_t: Tensor,
+    v_t: Tensor,
+    la: Tensor | None,
+    A: Tensor | None,
+    lb: Tensor | None,
+    state: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    read: str,
+) -> tuple[Tensor, Tensor]:
+    """o_t [B, H, V] in the dtype of v_t and S_t [B, H, K, V], differentiable to any order. Arguments as in
+    `step`, an outer log-decay as dt = la [B, H] and A [H, K]."""
+    (B, H, V), K = v_t.shape, k_t.shape[2]
+    dtype = accumulation_dtype(q_t, k_t, v_t, la, A, lb, state)
+
+    def heads(x: Tensor) -> Tensor:
+        """[B, Hx, K] to [B, H, 1, K], in the accumulation dtype."""
+        x = x.to(dtype)
+        return x.repeat_interleave(H // x.shape[1], 1).unsqueeze(2) if x.shape[1] != 1 else x.unsqueeze(2)
+
+    q, k, v = heads(q_t), heads(k_t), v_t.to(dtype).unsqueeze(2)
+    if scale != 1.0:
+        q = q * scale
+    if la is not None:
+        la = la.to(dtype)
+        la = la[..., None, None] if la.ndim < 3 else la.unsqueeze(2)
+        if A is not None:
+            A, resets = split_resets(A)
+            dt, la = la, la * A.to(dtype).unsqueeze(1)
+            if resets is not None:
+                la = la.masked_fill(resets.unsqueeze(1) & (dt > 0), -math.inf)
+    if lb is not None:
+        lb = lb.to(dtype).unsqueeze(-2)
+    if mask is not None:
+        keep = mask[:, None, None, None]
+        k, v = (torch.where(keep, x, torch.zeros_like(x)) for x in (k, v))
+        la, lb = (None if x is None else torch.where(keep, x, torch.zeros_like(x)) for x in (la, lb))
+    S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)
+    new = decay_state(S, la, lb) + k.mT * v
+    o = (q.mT * (new if read == "after" else S)).sum(2)
+    return o.to(v_t.dtype), new
+
+
+# ------------------------------------------------------------------ the kernel, registered
+
+
+def _step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    la: Tensor | None,
+    A: Tensor | None,
+    lb: Tensor | None,
+    state: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    read: str,
+) -> tuple[Tensor, Tensor]:
+    return triton_core.step(q, k, v, la, A, lb, state, mask, scale=scale, read=read)
+
+
+def _step_in_place(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    la: Tensor | None,
+    A: Tensor | None,
+    lb: Tensor | None,
+    state: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    read: str,
+) -> Tensor:
+    out, _ = triton_core.step(q, k, v, la, A, lb, state, mask, scale=scale, read=read, inplace=True)
+    if not state.is_inference():
+        torch.autograd.graph.increment_version(state)  # so that autograd knows of a saved state's change
+    return out
+
+
+def _fake_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    la: Tensor | None,
+    A: Tensor | None,
+    lb: Tensor | None,
+    state: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    read: str,
+) -> tuple[Tensor, Tensor]:
+    B, H, V = v.shape
+    dtype = accumulation_dtype(q, k, v, la, A, lb, state)
+    return v.new_empty(B, H, V), v.new_empty(B, H, k.shape[2], V, dtype=dtype)
+
+
+def _fake_in_place(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+_OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? la, Tensor? A, Tensor? lb"
+_OPTIONS = "Tensor? mask, float scale, str read"
+torch.library.define("mixerzoo::step", f"({_OPERANDS}, Tensor? state, {_OPTIONS}) -> (Tensor, Tensor)")
+torch.library.impl("mixerzoo::step", "CompositeExplicitAutograd", _step)
+torch.library.register_fake("mixerzoo::step", _fake_step)
+torch.library.define("mixerzoo::step_", f"({_OPERANDS}, Tensor(a!) state, {_OPTIONS}) -> Tensor")
+torch.library.impl("mixerzoo::step_", "CompositeExplicitAutograd", _step_in_place)
+torch.library.register_fake("mixerzoo::step_", _fake_in_place)
+
+step_op = torch.ops.mixerzoo.step.default
+step_in_place_op = torch.ops.mixerzoo.step_.default
