@@ -122,41 +122,89 @@ def plan(
         BH = min(power(H), max(1, lanes // (BK * BV)))
         warps = max(1, BH * BK * BV // target.warp)
         return Plan(regime, tree, C, BK, BV, BH, C, warps, 1, dot, acc, prec, sums)
-    C, wide, high, warps, apart = _blocks(target, backward, tree, decays, dot)
+    raise AssertionError
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """Of the matmul regime: C steps per chunk, BK x BV of the state per program; between launches a state is
+    stored every `segment` steps, in `kept`. dot, prec: dtype and input precision of matmul operands."""
+
+    tree: bool
+    C: int
+    BK: int
+    BV: int
+    segment: int
+    kept: torch.dtype
+    warps: int
+    stages: int
+    dot: torch.dtype
+    prec: str
+
+    @property
+    def block(self) -> str:
+        return f"{self.C}x{self.BK}x{self.BV}"
+
+
+PASSES = ("states", "forward", "backward")
+
+
+def chunk_plan(
+    target: Target,
+    launch: str,
+    *,
+    K: int,
+    V: int,
+    tree: bool,
+    acc: torch.dtype,
+    operands: list[torch.dtype],
+    precision: str | None,
+    chunk_size: int | None,
+) -> ChunkPlan:
+    """The plan of one launch: "states" (of a split forward), "forward" or "backward" (and its states).
+
+    tree: there is a decay per key or per value. operands: dtypes of q, k, v."""
+    dot, prec = _precision(target, acc, operands, precision)
+    C, high, area, warps = _blocks(target, launch, tree, dot)
     if chunk_size is not None and not tree:
         C = min(C, power(chunk_size, 16))
-    BK, BV = min(power(K, 16), wide), min(power(V, 16), high)
-    return Plan(regime, tree, C, BK, BV, 1, 64, warps, 1, dot, acc, prec, sums, apart)
+    BK = min(power(K, 16), high)
+    BV = min(power(V, 16), max(16, area // BK))
+    segment = max(C, 64)
+    if launch == "backward":
+        # The state is stored once per chunk, or walked again from the chunk before: of two evils the smaller.
+        segment = C if BK * BV <= 4096 or not tree else 2 * C
+    warps = max(4, min(warps, BK * BV * warps // area))
+    kept = dot if launch == "backward" else acc
+    return ChunkPlan(tree, C, BK, BV, segment, kept, warps, 1, dot, prec)
 
 
-def _blocks(
-    target: Target, backward: bool, tree: bool, decays: str, dot: torch.dtype
-) -> tuple[int, int, int, int, bool]:
-    """(steps per chunk, keys and values of the state per program, warps, backward in three launches).
+def _precision(
+    target: Target, acc: torch.dtype, operands: list[torch.dtype], precision: str | None
+) -> tuple[torch.dtype, str]:
+    """Dtype of matmul operands, and their input precision."""
+    if acc == torch.float64:
+        return acc, "ieee"
+    if target.backend == "interpreter":  # NumPy: no bfloat16 products, and float32 ones are exact
+        return torch.float32, "ieee"
+    if all(x == torch.bfloat16 for x in operands):
+        return torch.bfloat16, "ieee"
+    low = precision == "tf32"
+    if all(x in (torch.bfloat16, torch.float16) for x in operands):
+        # tf32 keeps the ten bits of fp16 without its range: a state may grow past 65504
+        low = True
+    # bf16x6: three bfloat16 pieces of each operand, six products: float32 accuracy on tensor cores
+    return torch.float32, "tf32" if low and target.backend == "cuda" else "bf16x6"
 
-    Chosen by compiling (aot.py): the largest that spill no registers. Before Hopper a state of 64 keys must
-    not be split over more than four warps; float32, in pieces, needs three times the operands of bfloat16."""
+
+def _blocks(target: Target, launch: str, tree: bool, dot: torch.dtype) -> tuple[int, int, int, int]:
+    """(steps per chunk, most keys, most keys x values of the state per program, warps for that many).
+
+    Chosen by compiling (aot.py): the largest that spill no registers."""
+    C = 16 if tree else 64
     if dot == torch.float64:
-        return 16, 16, 16, 4, False
-    if target.backend == "interpreter":
-        return (16 if tree else 64), 64, 64, 4, False
-    low = dot == torch.bfloat16
-    if target.backend == "hip":
-        if low:
-            return (16 if tree or backward else 64), (64 if backward else 128), 64, 4, False
-        return 16, (32 if backward else 64), 64, 4, backward
-    ampere = int(target.arch) < 90
-    if not low:
-        return 16, 32, (64 if tree or not backward else 32), (8 if backward else 4), backward
-    if not tree:
-        return 32, (64 if backward else 128), 64, 8, False
-    if not backward:
-        return 16, (32 if ampere else 128), 64, 8, False
-    if decays == "both":
-        return 16, 32, 64, 8, int(target.arch) >= 100
-    if ampere:
-        return 16, 32, (32 if decays == "outer" else 64), 8, False
-    return 16, 64, 64, 8, False
+        return 16, 16, 256, 4
+    return C, 256, 128 * 128, 16
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:

@@ -1,8 +1,8 @@
-"""Device functions shared by every kernel: where a token lies in memory, log-decays, 0/1 sum matrices.
+"""Device functions shared by every kernel: where a token lies in memory, and what a log-decay means.
 
 Log-decays leave this file in base 2, clamped below: exp2 of the bound is exactly 0 in fp32 and in fp64, so a
 decay of -inf keeps its meaning while every later operation stays finite. Sums of log-decays are only ever
-*sums* (products with 0/1 matrices): no difference of cumulative sums is formed anywhere, so nothing cancels.
+*sums*: no difference of cumulative sums is formed anywhere, so nothing cancels.
 """
 
 import triton
@@ -70,6 +70,14 @@ def steps(start, length, first, C: tl.constexpr, REVERSE: tl.constexpr, INDEX: t
 
 
 @triton.jit
+def kept(mask, t, r, live, sm, MASK: tl.constexpr):
+    """Which of these steps write and decay: those that exist and are not masked."""
+    if MASK:
+        return live & (tl.load(mask + t * sm + r * sm, mask=live, other=0) != 0)
+    return live
+
+
+@triton.jit
 def load_rows(p, t, r, live, d, inside, st, sd):
     """[C, D] tile from base pointer p: tokens t + r, columns d, zeros where there is nothing."""
     at = r[:, None] * st + d[None, :] * sd
@@ -84,106 +92,25 @@ def base2(x):
 
 @triton.jit
 def load_key_decay(
-    p, t, r, live, a, d, inside, st, sd, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr
+    p, t, r, keep, a, d, inside, st, sd, KEY: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr
 ):
     """[C, K] base-2 log-decays over keys (zeros where KEY is NONE: not loaded), and dt [C] for OUTER.
 
     a: [K] the row of A of this head, in ACC (OUTER only, else ignored)."""
     if KEY == VECTOR:
-        x = load_rows(p, t, r, live, d, inside, st, sd).to(ACC)
+        x = load_rows(p, t, r, keep, d, inside, st, sd).to(ACC)
         return base2(x), tl.zeros([C], ACC)
     if KEY == SCALAR:
-        x = tl.load(p + t * st + r * st, mask=live, other=0.0).to(ACC)
+        x = tl.load(p + t * st + r * st, mask=keep, other=0.0).to(ACC)
         return tl.where(inside[None, :], base2(x)[:, None], 0.0), x
     if KEY == OUTER:
-        x = tl.load(p + t * st + r * st, mask=live, other=0.0).to(ACC)
+        x = tl.load(p + t * st + r * st, mask=keep, other=0.0).to(ACC)
         # a == 0 also covers the padding: inf * 0 (a reset through dt) must not become NaN there
         return base2(tl.where(a[None, :] == 0.0, 0.0, x[:, None] * a[None, :])), x
     return tl.zeros([C, d.shape[0]], ACC), tl.zeros([C], ACC)
 
 
 @triton.jit
-def before_matrix(C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
-    """[C, C] of 0/1: row t sums r <= t (r < t if STRICT)."""
-    r = tl.arange(0, C)
-    row = r[None, :] if TRANSPOSED else r[:, None]
-    col = r[:, None] if TRANSPOSED else r[None, :]
-    pick = (col < row) if STRICT else (col <= row)
-    return tl.where(pick, 1.0, 0.0).to(SUMS)
-
-
-@triton.jit
-def after_matrix(C: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
-    """[C, C] of 0/1: row s sums r > s."""
-    r = tl.arange(0, C)
-    row = r[None, :] if TRANSPOSED else r[:, None]
-    col = r[:, None] if TRANSPOSED else r[None, :]
-    return tl.where(col > row, 1.0, 0.0).to(SUMS)
-
-
-@triton.jit
-def halves_matrix(level, C: tl.constexpr, STRICT: tl.constexpr, TRANSPOSED: tl.constexpr, SUMS: tl.constexpr):
-    """[C, C] of 0/1 for one level of the tree: blocks of 2^level, even ones left, odd ones right.
-
-    A row of a right block sums its block up to itself (without itself if STRICT): its distance from the
-    boundary. A row of a left block sums what follows it in its block. So one product serves both sides of
-    every pair."""
-    r = tl.arange(0, C)
-    row = r[None, :] if TRANSPOSED else r[:, None]
-    col = r[:, None] if TRANSPOSED else r[None, :]
-    right = ((row >> level) & 1) == 1
-    upto = (col < row) if STRICT else (col <= row)
-    pick = ((row >> level) == (col >> level)) & ((right & upto) | ((right == 0) & (col > row)))
-    return tl.where(pick, 1.0, 0.0).to(SUMS)
-
-
-@triton.jit
-def pairs_mask(level, C: tl.constexpr):
-    """[C, C]: row in a right block of this level, column in the left block beside it."""
-    row = tl.arange(0, C)[:, None]
-    col = tl.arange(0, C)[None, :]
-    return ((row >> (level + 1)) == (col >> (level + 1))) & ((row >> level) > (col >> level))
-
-
-@triton.jit
-def pieces(x, DTYPE: tl.constexpr):
-    """float32 x as three bfloat16 pieces which add up to it exactly, in DTYPE."""
-    high = x.to(tl.bfloat16)
-    rest = x - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-    return high.to(DTYPE), middle.to(DTYPE), low.to(DTYPE)
-
-
-@triton.jit
-def sums(matrix, x, SUMS: tl.constexpr, ACC: tl.constexpr):
-    """A 0/1 matrix [C, C] in SUMS times x [C, D] in ACC: sums of rows of x.
-
-    float32 is cut into bfloat16 pieces, so that tensor cores give what float32 addition gives. SUMS is
-    bfloat16 for that, float32 where the interpreter has no bfloat16 product, float64 for float64, which needs
-    no pieces."""
-    if tl.float64 == ACC:
-        return tl.dot(matrix, x, input_precision="ieee", out_dtype=ACC)
-    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
-        high, middle, low = pieces(x, SUMS)
-        total = tl.dot(matrix, low, input_precision="ieee", out_dtype=ACC)
-        total = tl.dot(matrix, middle, total, input_precision="ieee", out_dtype=ACC)
-        return tl.dot(matrix, high, total, input_precision="ieee", out_dtype=ACC)
-
-
-@triton.jit
-def product(x, y, PREC: tl.constexpr, ACC: tl.constexpr):
-    """x @ y, accumulated in ACC. PREC "pieces": float32 accuracy from six bfloat16 products, the others being
-    below 2^-24. (Three TF32 ones: as many instructions for fewer bits, and operands twice the size in
-    registers.)"""
-    if PREC == "pieces":
-        x1, x2, x3 = pieces(x, tl.bfloat16)
-        y1, y2, y3 = pieces(y, tl.bfloat16)
-        total = tl.dot(x3, y1, out_dtype=ACC)
-        total = tl.dot(x1, y3, total, out_dtype=ACC)
-        total = tl.dot(x2, y2, total, out_dtype=ACC)
-        total = tl.dot(x2, y1, total, out_dtype=ACC)
-        total = tl.dot(x1, y2, total, out_dtype=ACC)
-        return tl.dot(x1, y1, total, out_dtype=ACC)
-    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
-        return tl.dot(x, y, input_precision=PREC, out_dtype=ACC)
+def product(x, y, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
+    """x @ y with operands in DOT, accumulated in ACC."""
+    return tl.dot(x.to(DOT), y.to(DOT), input_precision=PREC, out_dtype=ACC)

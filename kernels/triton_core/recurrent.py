@@ -1,253 +1,379 @@
 """The elementwise regime: K or V so small that matrix units cannot help (HGRN: K = 1; Mamba-1: V = 1).
 
-Channels lie across lanes, heads * keys * values of them; CT steps of time lie in the registers of one thread,
-scanned there, and the state passes from block to block. A thread owns a whole time block because the launcher
-gives a tile exactly one lane per thread. Tiles are [CT, BH, BK, BV]: steps, heads, keys, values.
+Channels (heads * values) lie across lanes. Keys are walked in groups of BK: one at a time where channels alone
+fill the lanes. Time is walked in blocks of C steps, whose rows are a tuple of C tensors: all are loaded at
+once, each into registers of its own, and then taken step by step, without a scan and without a subtraction.
+A row is a tile [BK, BH, BV] of keys, heads, values; the state of a program is [GROUPS, BK, BH, BV].
 
     recurrent_forward    outputs and, if asked, the state at the start of every block (for the backward)
-    recurrent_backward   walks the blocks from the end, scanning states forward and their gradients backward
+    recurrent_backward   takes the blocks from the end; in each it walks forward from the stored state, for the
+                         state after every decay, and back, for the gradient of every state
 
 The gradient of a log-decay is the product (decay * state before) * (gradient of the state): exactly 0 at
-decay 0.
+decay 0. A masked step loads k, v and decays as zeros, so it leaves the state as it is, whatever they hold.
 """
 
 import triton
 import triton.language as tl
 
-from .decay import NONE, OUTER, VECTOR, base2, slot_of, span, steps
+from .decay import NONE, OUTER, SCALAR, VECTOR, base2, slot_of, span
 
 
 @triton.jit
-def then(a1, p1, x1, e1, a2, p2, x2, e2):
-    """Composition of two runs of steps S <- a S + x. Each carries (a, x) for all its steps and (p, e) for all
-    but the last: so one scan gives the state after every step and before it, without a subtraction."""
-    return a1 * a2, a1 * p2, a2 * x1 + x2, p2 * x1 + e2
-
-
-@triton.jit
-def load_heads(p, t, r, live, h, in_h, d, in_d, st, sh, sd):
-    """[CT, BH, D] tile from base pointer p."""
-    at = r[:, None, None] * st + h[None, :, None] * sh + d[None, None, :] * sd
-    return tl.load(
-        p + t * st + at, mask=live[:, None, None] & in_h[None, :, None] & in_d[None, None, :], other=0.0
-    )
-
-
-@triton.jit
-def load_decay(la, lb, t, r, live, h, in_h, a, d, in_k, e, in_v, sat, sah, sad, sbt, sbh, sbd,
-               KEY: tl.constexpr,
-               VALUE: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """The decays [CT, BH, K or 1, V or 1] of a block (in [0, 1]), and dt [CT, BH, 1] for OUTER."""
-    one = tl.arange(0, 1)
-    w = tl.full([1, 1, 1, 1], 1.0, ACC)
-    dt = tl.zeros([1, 1, 1], ACC)
-    if KEY == VECTOR:
-        x = load_heads(la, t, r, live, h, in_h, d, in_k, sat, sah, sad).to(ACC)
-        w = tl.exp2(base2(x))[:, :, :, None]
-    elif KEY != NONE:
-        dt = load_heads(la, t, r, live, h, in_h, one, one < 1, sat, sah, sat * 0).to(ACC)
-        if KEY == OUTER:
-            # a == 0 also covers the padding: inf * 0 (a reset through dt) must not become NaN there
-            w = tl.exp2(base2(tl.where(a[None, :, :] == 0.0, 0.0, dt * a[None, :, :])))[:, :, :, None]
-        else:
-            w = tl.exp2(base2(dt))[:, :, :, None]
-    if VALUE:
-        x = load_heads(lb, t, r, live, h, in_h, e, in_v, sbt, sbh, sbd).to(ACC)
-        w = w * tl.exp2(base2(x))[:, :, None, :]
-    return w, dt
-
-
-@triton.jit
-def recurrent_forward(
-    q, k, v, la, A, lb, initial, states, o, final, cu_seqlens, scale: tl.float64, T, H, group_q, group_k,
-    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
-    sbd,
-    sib, sih, sik, siv,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BH: tl.constexpr, CT: tl.constexpr,
-    KEY: tl.constexpr, VALUE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, STORE: tl.constexpr,
-    OUTPUT: tl.constexpr, INITIAL: tl.constexpr, SHARE_Q: tl.constexpr, SHARE_K: tl.constexpr,
-    VARLEN: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """OUTPUT: o [B, T, H, V] and final [N, H, K, V]. STORE: states [slots, H, K, V] at the start of blocks of
-    CT.
-
-    SHARE_Q, SHARE_K: all heads of a block read one q, k head. Grid: N * blocks of H * blocks of V."""
-    scale = tl.full([], scale, ACC)
+def lanes(H, V: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr):
+    """The sequence, block of heads and block of values of this program; its heads [1, BH, 1] and values
+    [1, 1, BV]."""
     blocks, heads = tl.cdiv(V, BV), tl.cdiv(H, BH)
     pid = tl.program_id(0).to(tl.int64)
-    iv, ih, n = pid % blocks, pid // blocks % heads, pid // blocks // heads
-    row, first, length = span(cu_seqlens, n, T, VARLEN)
-    d = tl.arange(0, BK).to(INDEX)
-    e = (iv * BV).to(INDEX) + tl.arange(0, BV)
-    h = (ih * BH).to(INDEX) + tl.arange(0, BH)
-    in_k, in_v, in_h = d < K, e < V, h < H
-    one = tl.arange(0, 1)
-    hq = ((ih * BH).to(INDEX) + one) // group_q if SHARE_Q else h // group_q
-    hk = ((ih * BH).to(INDEX) + one) // group_k if SHARE_K else h // group_k
-    in_hq = one < 1 if SHARE_Q else in_h
-    in_hk = one < 1 if SHARE_K else in_h
-    q += row * sqb
-    k += row * skb
-    v += row * svb
-    a = tl.zeros([1, 1], ACC)
-    if KEY != NONE:
-        la += row * sab
-    if KEY == OUTER:
-        a = tl.load(
-            A + h[:, None] * sAh + d[None, :] * sAd, mask=in_h[:, None] & in_k[None, :], other=0.0
-        ).to(ACC)
+    iv, ih = pid % blocks, pid // blocks % heads
+    h = (ih * BH).to(INDEX) + tl.arange(0, BH)[None, :, None]
+    e = (iv * BV).to(INDEX) + tl.arange(0, BV)[None, None, :]
+    return pid // blocks // heads, ih, iv, h, e
+
+
+@triton.jit
+def keys_of(g, BK: tl.constexpr, INDEX: tl.constexpr):
+    """The keys [..., BK, 1, 1] of group g."""
+    return (g * BK + tl.arange(0, BK)[:, None, None]).to(INDEX)
+
+
+@triton.jit
+def groups(GROUPS: tl.constexpr):
+    return tl.arange(0, GROUPS)[:, None, None, None]
+
+
+@triton.jit
+def pick(x, g):
+    """Group g of x [GROUPS, ...]."""
+    return tl.sum(tl.where(groups(x.shape[0]) == g, x, 0.0), 0)
+
+
+@triton.jit
+def put(x, g, y):
+    """x [GROUPS, ...] with y for group g."""
+    return tl.where(groups(x.shape[0]) == g, y[None, :, :, :], x)
+
+
+@triton.jit
+def first_token(start, length, first, REVERSE: tl.constexpr):
+    """The token of the step `start` (int64). Steps after it are at +1, +2, ..., or -1, -2, ... if REVERSE."""
+    if REVERSE:
+        return first + (length - 1 - start)
+    return first + start
+
+
+@triton.jit
+def steps_there(mask, at, smt, start, length, MASK: tl.constexpr, STEP: tl.constexpr, C: tl.constexpr):
+    """For each of C steps: whether it exists; and whether it also is not masked. at: the first in mask."""
+    live, own = (), ()
+    for i in tl.static_range(C):
+        there = start + i < length
+        live = live + (there,)
+        if MASK:
+            own = own + (tl.load(mask + (at + i * STEP * smt), mask=there, other=0) != 0,)
+        else:
+            own = own + (there,)
+    return live, own
+
+
+@triton.jit
+def rows(p, t, st, at, live, inside, STEP: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
+    """C rows from base pointer p, of tokens t, t + STEP, ...; offsets `at` in a row, 0 where nothing is."""
+    p += t * st
+    found = ()
+    for i in tl.static_range(C):
+        x = tl.load(p + (tl.full([], i * STEP, at.dtype) * st + at), mask=inside & live[i], other=0.0)
+        found = found + (x.to(ACC),)
+    return found
+
+
+@triton.jit
+def decay_rows(
+    p, t, st, at, own, inside, FIXED: tl.constexpr, STEP: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr
+):
+    """As `rows`; FIXED: the same for all steps, so loaded once."""
+    if FIXED:
+        x = tl.load(p + at, mask=inside, other=0.0).to(ACC)
+        found = ()
+        for i in tl.static_range(C):
+            found = found + (tl.where(own[i], x, 0.0),)
+        return found
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        return rows(p, t, st, at, own, inside, STEP, C, ACC)
+
+
+@triton.jit
+def step_decays(
+    la, lb, row, t, h, e, own, in_h, in_v, sab, sat, sah, sbb, sbt, sbh, sbd, STEP: tl.constexpr,
+    C: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr, FIXED_B: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """For each step: dt (OUTER), and the factor in [0, 1] of its decay which is the same for all keys."""
+    w = ()
+    for _ in tl.static_range(C):
+        w = w + (tl.full([1, 1, 1], 1.0, ACC),)
+    x = w
+    if KEY == SCALAR or KEY == OUTER:
+        x = decay_rows(la + row * sab, t, sat, h * sah, own, in_h, FIXED_A, STEP, C, ACC)
+    if KEY == SCALAR:
+        w = times_decays(w, x, C)
     if VALUE:
-        lb += row * sbb
-    in_s = in_h[:, None, None] & in_k[None, :, None] & in_v[None, None, :]
-    tile = (h[:, None, None] * K + d[None, :, None]) * V + e[None, None, :]
-    S = tl.zeros([BH, BK, BV], ACC)
+        y = decay_rows(lb + row * sbb, t, sbt, h * sbh + e * sbd, own, in_h & in_v, FIXED_B, STEP, C, ACC)
+        w = times_decays(w, y, C)
+    return x, w
+
+
+@triton.jit
+def times_decays(w, x, C: tl.constexpr):
+    found = ()
+    for i in tl.static_range(C):
+        found = found + (w[i] * tl.exp2(base2(x[i])),)
+    return found
+
+
+@triton.jit
+def key_decay(w, x, a, KEY: tl.constexpr):
+    """A step's decay for a group of keys: w for all of them, x its log-decays (VECTOR) or dt (OUTER)."""
+    if KEY == VECTOR:
+        w = w * tl.exp2(base2(x))
+    if KEY == OUTER:
+        # a == 0 also covers the padding: inf * 0 (a reset through dt) must not become NaN there
+        w = w * tl.exp2(base2(tl.where(a == 0.0, 0.0, x * a)))
+    return w
+
+
+@triton.jit
+def zero_rows(C: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, ACC: tl.constexpr):
+    found = ()
+    for _ in tl.static_range(C):
+        found = found + (tl.zeros([BK, BH, BV], ACC),)
+    return found
+
+
+@triton.jit
+def eight(x):
+    """Eight tiles as one, [BK, BH, BV, 8]: so that lanes wait for each other once per sum, not eight times."""
+    even = tl.join(tl.join(x[0], x[4]), tl.join(x[2], x[6]))
+    odd = tl.join(tl.join(x[1], x[5]), tl.join(x[3], x[7]))
+    return tl.reshape(tl.join(even, odd), [x[0].shape[0], x[0].shape[1], x[0].shape[2], 8])
+
+
+@triton.jit
+def store_rows(p, t, st, at, live, inside, x, scale, STEP: tl.constexpr, C: tl.constexpr):
+    """The sums over keys of C rows to base pointer p."""
+    p += t * st
+    for i in tl.static_range(C):
+        y = tl.sum(x[i], 0)[None, :, :] * scale
+        tl.store(p + (tl.full([], i * STEP, at.dtype) * st + at), y, mask=inside & live[i])
+
+
+@triton.jit
+def store_sums(p, t, heads, ih, h, in_h, d, start, length, x, K: tl.constexpr, SHARE: tl.constexpr,
+               STEP: tl.constexpr):  # fmt: skip
+    """Eight steps' sums over values (and over heads, if they SHARE what this is the gradient of) to
+    p [tokens, heads, K]."""
+    x = tl.sum(eight(x), 2)
+    r = tl.arange(0, 8)[None, None, :]
+    at = (r * STEP).to(d.dtype) * heads * K + d
+    ok = (start + r < length) & (d < K)
+    p += t * heads * K
+    if SHARE:
+        tl.store(p + ih * K + at, tl.sum(x, 1)[:, None, :], mask=ok)
+    else:
+        tl.store(p + (at + h * K), x, mask=ok & in_h)
+
+
+@triton.jit(do_not_specialize=["T"])
+def recurrent_forward(
+    q, k, v, la, A, lb, mask, initial, states, o, final, cu_seqlens, scale: tl.float64, T, H, group_q, group_k,
+    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
+    sbd, smb, smt, sib, sih, sik, siv,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
+    FIXED_B: tl.constexpr, MASK: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
+    STORE: tl.constexpr, OUTPUT: tl.constexpr, INITIAL: tl.constexpr, SHARE_Q: tl.constexpr,
+    SHARE_K: tl.constexpr, VARLEN: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """OUTPUT: o [B, T, H, V] and final [N, H, K, V]. STORE: states [slots, H, K, V] before every block of C.
+
+    SHARE_Q, SHARE_K: all heads of a program read one head of q, k. Grid: N * blocks of H * blocks of V."""
+    STEP: tl.constexpr = -1 if REVERSE else 1
+    scale = tl.full([], scale, ACC)
+    n, ih, iv, h, e = lanes(H, V, BH, BV, INDEX)
+    row, first, length = span(cu_seqlens, n, T, VARLEN)
+    in_h, in_v = h < H, e < V
+    hq = h[:, :1, :] // group_q if SHARE_Q else h // group_q
+    hk = h[:, :1, :] // group_k if SHARE_K else h // group_k
+    every = keys_of(groups(GROUPS), BK, INDEX)
+    tile = (h * K + every) * V + e
+    in_s = in_h & in_v & (every < K)
+    if KEY == OUTER:
+        a = tl.load(A + h * sAh + every * sAd, mask=in_h & (every < K), other=0.0).to(ACC)
+    S = tl.zeros([GROUPS, BK, BH, BV], ACC)
     if INITIAL:
-        seed = n * sib + h[:, None, None] * sih + d[None, :, None] * sik + e[None, None, :] * siv
-        S += tl.load(initial + seed, mask=in_s, other=0.0).to(ACC)
-    slot = slot_of(n, first, T, CT, VARLEN)
-    r = tl.arange(0, CT)
-    for c in range(((length + CT - 1) // CT).to(tl.int32)):
+        S += tl.load(initial + n * sib + h * sih + every * sik + e * siv, mask=in_s, other=0.0).to(ACC)
+    slot = slot_of(n, first, T, C, VARLEN)
+    for c in range(((length + C - 1) // C).to(tl.int32)):
         if STORE:
             tl.store(states + (slot + c) * H * K * V + tile, S, mask=in_s)
-        t, rel, live = steps(c * CT, length, first, CT, REVERSE, INDEX)
-        kt = load_heads(k, t, rel, live, hk, in_hk, d, in_k, skt, skh, skd).to(ACC)
-        vt = load_heads(v, t, rel, live, h, in_h, e, in_v, svt, svh, svd).to(ACC)
-        w, _ = load_decay(la, lb, t, rel, live, h, in_h, a, d, in_k, e, in_v, sat, sah, sad, sbt, sbh, sbd,
-                          KEY, VALUE, ACC)  # fmt: skip
-        full = tl.zeros([CT, BH, BK, BV], ACC)
-        x = full + kt[:, :, :, None] * vt[:, :, None, :]
-        w = full + w
-        aa, pp, xx, ee = tl.associative_scan((w, full + 1.0, x, full), 0, then)
-        after = xx + aa * S[None, :, :, :]
+        t = first_token(c * C, length, first, REVERSE)
+        live, own = steps_there(mask, row * smb + t * smt, smt, c * C, length, MASK, STEP, C)
+        vs = rows(v + row * svb, t, svt, h * svh + e * svd, own, in_h & in_v, STEP, C, ACC)
+        xs, ws = step_decays(la, lb, row, t, h, e, own, in_h, in_v, sab, sat, sah, sbb, sbt, sbh, sbd, STEP, C,
+                             KEY, VALUE, FIXED_A, FIXED_B, ACC)  # fmt: skip
+        outs = zero_rows(C, BK, BH, BV, ACC)
+        for g in range(GROUPS):
+            d = keys_of(g, BK, INDEX)
+            ks = rows(k + row * skb, t, skt, hk * skh + d * skd, own, in_h & (d < K), STEP, C, ACC)
+            if OUTPUT:
+                qs = rows(q + row * sqb, t, sqt, hq * sqh + d * sqd, live, in_h & (d < K), STEP, C, ACC)
+            if KEY == VECTOR:
+                xs = rows(la + row * sab, t, sat, h * sah + d * sad, own, in_h & (d < K), STEP, C, ACC)
+            s = pick(S, g)
+            a_g = pick(a, g) if KEY == OUTER else 0.0
+            found = ()
+            for i in tl.static_range(C):
+                before = s
+                s = key_decay(ws[i], xs[i], a_g, KEY) * s + ks[i] * vs[i]
+                if OUTPUT:
+                    found = found + (outs[i] + qs[i] * (before if STRICT else s),)
+            if OUTPUT:
+                outs = found
+            S = put(S, g, s)
         if OUTPUT:
-            qt = load_heads(q, t, rel, live, hq, in_hq, d, in_k, sqt, sqh, sqd).to(ACC) * scale
-            read = ee + pp * S[None, :, :, :] if STRICT else after
-            out = tl.sum(qt[:, :, :, None] * read, 2)
-            at = (rel[:, None, None] * H + h[None, :, None]) * V + e[None, None, :]
-            tl.store(
-                o + (row * T + t) * H * V + at,
-                out,
-                mask=live[:, None, None] & in_h[None, :, None] & in_v[None, None, :],
-            )
-        S = tl.sum(tl.where(r[:, None, None, None] == CT - 1, after, 0.0), 0)
+            store_rows(o + row * T * H * V, t, H * V, h * V + e, live, in_h & in_v, outs, scale, STEP, C)
     if OUTPUT:
         tl.store(final + n * H * K * V + tile, S, mask=in_s)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "tokens"])
 def recurrent_backward(
-    q, k, v, la, A, lb, do, dstate, states, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale: tl.float64,
+    q, k, v, la, A, lb, mask, do, dstate, states, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale: tl.float64,
     T, H, tokens, group_q, group_k,
     sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
-    sbd,
-    sob, sot, soh, sod, sib, sih, sik, siv,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BH: tl.constexpr, CT: tl.constexpr,
-    KEY: tl.constexpr, VALUE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
-    INITIAL: tl.constexpr,
-    FINAL: tl.constexpr, SHARE_Q: tl.constexpr, SHARE_K: tl.constexpr, VARLEN: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr,
+    sbd, smb, smt, sob, sot, soh, sod, sib, sih, sik, siv,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
+    FIXED_B: tl.constexpr, MASK: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
+    INITIAL: tl.constexpr, FINAL: tl.constexpr, SHARE_Q: tl.constexpr, SHARE_K: tl.constexpr,
+    VARLEN: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Gradients. dq, dk [blocks of V, tokens, H or (SHARE) blocks of H, K] are sums over one block of values
-    and (SHARE) of heads, added by the caller; dla [blocks of V, tokens, H(, K)] and dA [blocks of V, N, H, K]
-    likewise; dv, dlb [tokens, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given."""
+    """Gradients. dq, dk [blocks of V, tokens, H or (SHARE) blocks of H, K] are sums over this program's values
+    and (SHARE) heads, added by the caller; dla [blocks of V, tokens, H(, K)], or (FIXED_A)
+    [blocks of V, N, H], and dA [blocks of V, N, H, K] likewise; dv, dlb [tokens, H, V], or (FIXED_B)
+    dlb [N, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given."""
+    STEP: tl.constexpr = -1 if REVERSE else 1
+    SUMS: tl.constexpr = VALUE or KEY == SCALAR  # gradients of decays which are the same for all keys
     scale = tl.full([], scale, ACC)
-    blocks, heads = tl.cdiv(V, BV), tl.cdiv(H, BH)
-    pid = tl.program_id(0).to(tl.int64)
-    iv, ih, n = pid % blocks, pid // blocks % heads, pid // blocks // heads
+    n, ih, iv, h, e = lanes(H, V, BH, BV, INDEX)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
-    d = tl.arange(0, BK).to(INDEX)
-    e = (iv * BV).to(INDEX) + tl.arange(0, BV)
-    h = (ih * BH).to(INDEX) + tl.arange(0, BH)
-    in_k, in_v, in_h = d < K, e < V, h < H
-    one = tl.arange(0, 1)
-    hq = ((ih * BH).to(INDEX) + one) // group_q if SHARE_Q else h // group_q
-    hk = ((ih * BH).to(INDEX) + one) // group_k if SHARE_K else h // group_k
-    in_hq = one < 1 if SHARE_Q else in_h
-    in_hk = one < 1 if SHARE_K else in_h
-    q += row * sqb
-    k += row * skb
-    v += row * svb
-    do += row * sob
-    a = tl.zeros([1, 1], ACC)
-    da = tl.zeros([BH, BK], ACC)
-    if KEY != NONE:
-        la += row * sab
+    in_h, in_v = h < H, e < V
+    heads = tl.cdiv(H, BH)
+    hq = h[:, :1, :] // group_q if SHARE_Q else h // group_q
+    hk = h[:, :1, :] // group_k if SHARE_K else h // group_k
+    every = keys_of(groups(GROUPS), BK, INDEX)
+    tile = (h * K + every) * V + e
+    in_s = in_h & in_v & (every < K)
     if KEY == OUTER:
-        a = tl.load(
-            A + h[:, None] * sAh + d[None, :] * sAd, mask=in_h[:, None] & in_k[None, :], other=0.0
-        ).to(ACC)
-    if VALUE:
-        lb += row * sbb
-    in_s = in_h[:, None, None] & in_k[None, :, None] & in_v[None, None, :]
-    tile = (h[:, None, None] * K + d[None, :, None]) * V + e[None, None, :]
-    F = tl.zeros([BH, BK, BV], ACC)
+        a = tl.load(A + h * sAh + every * sAd, mask=in_h & (every < K), other=0.0).to(ACC)
+        da = tl.zeros([GROUPS, BK, BH, BV], ACC)
+    F = tl.zeros([GROUPS, BK, BH, BV], ACC)
     if INITIAL:
-        seed = n * sib + h[:, None, None] * sih + d[None, :, None] * sik + e[None, None, :] * siv
-        F += tl.load(dstate + seed, mask=in_s, other=0.0).to(ACC)
-    slot = slot_of(n, first, T, CT, VARLEN)
-    r = tl.arange(0, CT)
-    chunks = ((length + CT - 1) // CT).to(tl.int32)
+        F += tl.load(dstate + n * sib + h * sih + every * sik + e * siv, mask=in_s, other=0.0).to(ACC)
+    constant = tl.zeros([BK, BH, BV], ACC)
+    slot = slot_of(n, first, T, C, VARLEN)
+    chunks = ((length + C - 1) // C).to(tl.int32)
     for j in range(chunks):
         c = chunks - 1 - j
-        S = tl.load(states + (slot + c) * H * K * V + tile, mask=in_s, other=0.0)
-        t, rel, live = steps(c * CT, length, first, CT, REVERSE, INDEX)
-        qt = load_heads(q, t, rel, live, hq, in_hq, d, in_k, sqt, sqh, sqd).to(ACC)[:, :, :, None] * scale
-        kt = load_heads(k, t, rel, live, hk, in_hk, d, in_k, skt, skh, skd).to(ACC)[:, :, :, None]
-        vt = load_heads(v, t, rel, live, h, in_h, e, in_v, svt, svh, svd).to(ACC)[:, :, None, :]
-        dot = load_heads(do, t, rel, live, h, in_h, e, in_v, sot, soh, sod).to(ACC)[:, :, None, :]
-        w, dt = load_decay(la, lb, t, rel, live, h, in_h, a, d, in_k, e, in_v, sat, sah, sad, sbt, sbh, sbd,
-                           KEY, VALUE, ACC)  # fmt: skip
-        full = tl.zeros([CT, BH, BK, BV], ACC)
-        w = full + w
-        x = full + kt * vt
-        _, pp, _, ee = tl.associative_scan((w, full + 1.0, x, full), 0, then)
-        decayed = w * (ee + pp * S[None, :, :, :])  # w * the state before each step
-        read = ee + pp * S[None, :, :, :] if STRICT else decayed + x
-        # F: gradient of the state before a step. Gradient of the state after it: what the later steps give,
-        # and, for read="after", what its own output gives.
-        y = full + qt * dot
-        z = y if STRICT else w * y
-        aa, pp, xx, ee = tl.associative_scan((w, full + 1.0, z, full), 0, then, reverse=True)
-        g = ee + pp * F[None, :, :, :]
-        if not STRICT:
-            g += y
-        F = tl.sum(tl.where(r[:, None, None, None] == 0, xx + aa * F[None, :, :, :], 0.0), 0)
-
-        in_hk_d = live[:, None, None] & in_h[None, :, None] & in_k[None, :][None, :, :]
-        token = iv * tokens + row * T + t
-        to_v = (row * T + t) * H * V
-        at_k = (rel[:, None, None] * H + h[None, :, None]) * K + d[None, None, :]
-        at_v = (rel[:, None, None] * H + h[None, :, None]) * V + e[None, None, :]
-        in_tv = live[:, None, None] & in_h[None, :, None] & in_v[None, None, :]
-        gq = tl.sum(read * dot, 3) * scale
-        if SHARE_Q:
-            at = rel[:, None] * heads * K + d[None, :]
-            tl.store(dq + (token * heads + ih) * K + at, tl.sum(gq, 1), mask=live[:, None] & in_k[None, :])
-        else:
-            tl.store(dq + token * H * K + at_k, gq, mask=in_hk_d)
-        gk = tl.sum(g * vt, 3)
-        if SHARE_K:
-            at = rel[:, None] * heads * K + d[None, :]
-            tl.store(dk + (token * heads + ih) * K + at, tl.sum(gk, 1), mask=live[:, None] & in_k[None, :])
-        else:
-            tl.store(dk + token * H * K + at_k, gk, mask=in_hk_d)
-        tl.store(dv + to_v + at_v, tl.sum(g * kt, 2), mask=in_tv)
-        g *= decayed
-        if VALUE:
-            tl.store(dlb + to_v + at_v, tl.sum(g, 2), mask=in_tv)
-        if KEY == VECTOR:
-            tl.store(dla + token * H * K + at_k, tl.sum(g, 3), mask=in_hk_d)
-        if KEY != NONE and KEY != VECTOR:
-            u = tl.sum(g, 3)
-            at = rel[:, None] * H + h[None, :]
+        t = first_token(c * C, length, first, REVERSE)
+        token = row * T + t
+        live, own = steps_there(mask, row * smb + t * smt, smt, c * C, length, MASK, STEP, C)
+        vs = rows(v + row * svb, t, svt, h * svh + e * svd, own, in_h & in_v, STEP, C, ACC)
+        dos = rows(do + row * sob, t, sot, h * soh + e * sod, live, in_h & in_v, STEP, C, ACC)
+        xs, ws = step_decays(la, lb, row, t, h, e, own, in_h, in_v, sab, sat, sah, sbb, sbt, sbh, sbd, STEP, C,
+                             KEY, VALUE, FIXED_A, FIXED_B, ACC)  # fmt: skip
+        dvs = zero_rows(C, BK, BH, BV, ACC)
+        dxs = zero_rows(C, BK, BH, BV, ACC)  # OUTER: of dt
+        dws = zero_rows(C, BK, BH, BV, ACC)  # SUMS
+        for g in range(GROUPS):
+            d = keys_of(g, BK, INDEX)
+            ks = rows(k + row * skb, t, skt, hk * skh + d * skd, own, in_h & (d < K), STEP, C, ACC)
+            qs = rows(q + row * sqb, t, sqt, hq * sqh + d * sqd, live, in_h & (d < K), STEP, C, ACC)
+            if KEY == VECTOR:
+                xs = rows(la + row * sab, t, sat, h * sah + d * sad, own, in_h & (d < K), STEP, C, ACC)
+            a_g = pick(a, g) if KEY == OUTER else 0.0
+            at = (h * K + d) * V + e
+            s = tl.load(states + (slot + c) * H * K * V + at, mask=in_h & in_v & (d < K), other=0.0)
+            decayed = ()
+            for b in tl.static_range(0, C, 8):
+                reads = ()
+                for i in tl.static_range(b, b + 8):
+                    x = key_decay(ws[i], xs[i], a_g, KEY) * s
+                    decayed = decayed + (x,)
+                    x += ks[i] * vs[i]
+                    reads = reads + ((s if STRICT else x) * (dos[i] * scale),)
+                    s = x
+                store_sums(dq + iv * tokens * (heads if SHARE_Q else H) * K, token + b * STEP,
+                           heads if SHARE_Q else H, ih, h, in_h, d, c * C + b, length, reads, K, SHARE_Q,
+                           STEP)  # fmt: skip
+            f = pick(F, g)  # the gradient of the state after a step, as far as later steps give it
+            sum_a = tl.zeros([BK, BH, BV], ACC)
+            dvs_new, dxs_new, dws_new = (), (), ()
+            for b in tl.static_range(C - 8, -1, -8):
+                writes, us = (), ()
+                for i in tl.static_range(b + 7, b - 1, -1):
+                    y = qs[i] * (dos[i] * scale)
+                    G = f if STRICT else f + y
+                    writes = (G * vs[i],) + writes
+                    dvs_new = (dvs[i] + G * ks[i],) + dvs_new
+                    u = tl.where(own[i], G * decayed[i], 0.0)
+                    f = key_decay(ws[i], xs[i], a_g, KEY) * G
+                    if STRICT:
+                        f += y
+                    if SUMS:
+                        dws_new = (dws[i] + u,) + dws_new
+                    if KEY == VECTOR:
+                        us = (u,) + us
+                    if KEY == OUTER:
+                        dxs_new = (dxs[i] + u * a_g,) + dxs_new
+                        # a reset through dt = inf has gradient 0, which inf * 0 would make NaN
+                        sum_a += tl.where(u == 0.0, 0.0, u * xs[i])
+                store_sums(dk + iv * tokens * (heads if SHARE_K else H) * K, token + b * STEP,
+                           heads if SHARE_K else H, ih, h, in_h, d, c * C + b, length, writes, K, SHARE_K,
+                           STEP)  # fmt: skip
+                if KEY == VECTOR:
+                    store_sums(dla + iv * tokens * H * K, token + b * STEP, H, ih, h, in_h, d, c * C + b,
+                               length, us, K, False, STEP)  # fmt: skip
+            F = put(F, g, f)
+            dvs = dvs_new
+            if SUMS:
+                dws = dws_new
             if KEY == OUTER:
-                # a reset through dt = inf has gradient 0, which inf * 0 would make NaN
-                da += tl.sum(tl.where(u == 0.0, 0.0, u * dt), 0)
-                u = u * a[None, :, :]
-            tl.store(dla + token * H + at, tl.sum(u, 2), mask=live[:, None] & in_h[None, :])
+                dxs = dxs_new
+                da += tl.where(groups(GROUPS) == g, sum_a[None, :, :, :], 0.0)
+        store_rows(dv, token, H * V, h * V + e, live, in_h & in_v, dvs, 1.0, STEP, C)
+        if SUMS:
+            for i in tl.static_range(C):
+                constant += dws[i]
+        if VALUE and not FIXED_B:
+            store_rows(dlb, token, H * V, h * V + e, live, in_h & in_v, dws, 1.0, STEP, C)
+        if KEY == OUTER or (KEY == SCALAR and not FIXED_A):
+            zero = tl.zeros([1, 1, 1], INDEX)
+            for b in tl.static_range(0, C, 8):
+                part = ()
+                for i in tl.static_range(b, b + 8):
+                    total = dxs[i] if KEY == OUTER else dws[i]
+                    part = part + (tl.sum(total, 0)[None, :, :],)
+                store_sums(dla + iv * tokens * H, token + b * STEP, H, ih, h, in_h, zero, c * C + b, length, part, 1, False,
+                           STEP)  # fmt: skip
+    walks = tl.num_programs(0).to(tl.int64) // tl.cdiv(V, BV) // heads
+    if KEY == SCALAR and FIXED_A:
+        total = tl.sum(tl.sum(constant, 0), 1)[None, :, None]
+        tl.store(dla + (iv * walks + n) * H + h, total, mask=in_h)
+    if FIXED_B:
+        tl.store(dlb + n * H * V + (h * V + e), tl.sum(constant, 0)[None, :, :], mask=in_h & in_v)
     if KEY == OUTER:
-        walks = tl.num_programs(0).to(tl.int64) // blocks // heads
-        at = ((iv * walks + n) * H + h[:, None]) * K + d[None, :]
-        tl.store(dA + at, da, mask=in_h[:, None] & in_k[None, :])
+        total = tl.sum(da, 3)[:, :, :, None]
+        tl.store(dA + (iv * walks + n) * H * K + (h * K + every), total, mask=in_h & (every < K))
     if FINAL:
         tl.store(ds0 + n * H * K * V + tile, F, mask=in_s)

@@ -1,89 +1,136 @@
-"""Launches of the elementwise regime: plans, grids, scratch, and the sums over heads and blocks after."""
+"""Launches of the elementwise regime: its plan, grids, scratch, and the sums over heads and blocks after."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import recurrent
-from .config import plan
-from .problem import NONE, OUTER, VECTOR, Problem, gather, only, total
+from .config import power
+from .problem import NONE, OUTER, SCALAR, VECTOR, Problem, gather, only, total
 
 
-def _plan(x: Problem, backward: bool) -> Any:
-    return plan(
-        x.target, backward=backward, K=x.K, V=x.V, H=x.H, decays="key", acc=x.acc,
-        operands=[x.q.dtype, x.k.dtype, x.v.dtype], precision=x.precision, chunk_size=None,
-        regime="recurrent",
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Plan:
+    """C steps per block of time; a program has BH heads, BV values and all keys, in groups of BK."""
+
+    C: int
+    BK: int
+    BH: int
+    BV: int
+    warps: int
+    stages: int = 1
+
+    @property
+    def block(self) -> str:
+        return f"{self.C}x{self.BK}x{self.BH}x{self.BV}"
 
 
-def _common(x: Problem, p: Any) -> dict[str, Any]:
+def plan(x: Problem) -> Plan:
+    """One lane per thread: a thread holds the C rows of its lane. Every step of a block costs seven registers
+    (fourteen in float64), every group of keys three: what is chosen here spills none (aot.py).
+
+    More lanes would share more of q and k; more steps would store fewer states. It does not depend on the
+    target: what forward stored has the shape that backward expects wherever it was asked for."""
+    C, most = (8, 8) if x.acc == torch.float64 else (24, 16)
+    BK = power(-(-x.K // most))
+    width = max(64, BK)
+    BV = min(power(x.V), width // BK)
+    BH = min(power(x.H), width // (BK * BV))
+    BK = min(power(x.K), width // (BH * BV))
+    return Plan(C, BK, BH, BV, max(1, BK * BH * BV // x.target.warp))
+
+
+def _common(x: Problem, p: Plan) -> dict[str, Any]:
+    def share(group: int) -> bool:
+        return group > 1 and (group % p.BH == 0 or group == x.H)
+
     return x.common(p.C) | {
         "BK": p.BK,
-        "BV": p.BV,
         "BH": p.BH,
-        "CT": p.C,
-        "SHARE_Q": x.group_q > 1 and x.group_q % p.BH == 0,
-        "SHARE_K": x.group_k > 1 and x.group_k % p.BH == 0,
+        "BV": p.BV,
+        "C": p.C,
+        "GROUPS": power(-(-x.K // p.BK)),
+        "FIXED_A": x.log_decay is not None and x.log_decay.dim() == 1,
+        "FIXED_B": x.log_decay_v is not None and x.log_decay_v.dim() == 2,
+        "SHARE_Q": share(x.group_q),
+        "SHARE_K": share(x.group_k),
     }
 
 
+def _blocks(x: Problem, p: Plan) -> tuple[int, int]:
+    """Blocks of values and of heads."""
+    return -(-x.V // p.BV), -(-x.H // p.BH)
+
+
+def _walk(x: Problem, p: Plan, o: Tensor | None, final: Tensor | None, states: Tensor | None) -> None:
+    """The walk forward, which writes outputs and final state, states before every block, or both."""
+    blocks, heads = _blocks(x, p)
+    arguments = _common(x, p) | x.seed(x.initial_state)
+    arguments |= {"states": states, "o": o, "final": final}
+    arguments |= {"STORE": states is not None, "OUTPUT": o is not None}
+    kernel = recurrent.recurrent_forward
+    if x.N * x.H:
+        x.run(kernel, x.N * heads * blocks, only(kernel, arguments), p)
+
+
 def saved_shape(x: Problem) -> tuple[int, ...]:
-    return (0,)
+    """The states before every block of C steps."""
+    return x.slots(plan(x).C), x.H, x.K, x.V
 
 
 def forward(x: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    p = _plan(x, False)
-    blocks = -(-x.V // p.BV)
     o, final = x.empty(x.B, x.T, x.H, x.V, dtype=x.v.dtype), x.empty(x.N, x.H, x.K, x.V)
-    arguments = _common(x, p) | x.seed(x.initial_state)
-    arguments |= {"states": None, "o": o, "final": final, "STORE": False, "OUTPUT": True}
-    kernel = recurrent.recurrent_forward
-    if x.N * x.H:
-        x.run(kernel, x.N * -(-x.H // p.BH) * blocks, only(kernel, arguments), p)
-    return o, final, None
+    states = x.empty(*saved_shape(x)) if save else None
+    _walk(x, plan(x), o, final, states)
+    return o, final, states
 
 
 def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
-    p = _plan(x, True)
-    blocks, heads = -(-x.V // p.BV), -(-x.H // p.BH)
+    p = plan(x)
+    blocks, heads = _blocks(x, p)
     arguments = _common(x, p)
-    # With one block and one head for each head of q, what a kernel writes is the gradient itself.
+    states = saved
+    if states is None:
+        states = x.empty(*saved_shape(x))
+        _walk(x, p, None, None, states)
+
+    def partial(like: Tensor, *shape: int, lone: bool = True) -> Tensor:
+        """[blocks, ...] of sums over each block of values; of the gradient itself where there is one."""
+        return x.empty(blocks, *shape, dtype=like.dtype if blocks == 1 and lone else None)
+
     nq = heads if arguments["SHARE_Q"] else x.H
     nk = heads if arguments["SHARE_K"] else x.H
-    lone_q, lone_k = blocks == 1 and nq == x.q.shape[2], blocks == 1 and nk == x.k.shape[2]
-    dq = x.empty(blocks, x.B, x.T, nq, x.K, dtype=x.q.dtype if lone_q else None)
-    dk = x.empty(blocks, x.B, x.T, nk, x.K, dtype=x.k.dtype if lone_k else None)
+    dq = partial(x.q, x.B, x.T, nq, x.K, lone=nq == x.q.shape[2])
+    dk = partial(x.k, x.B, x.T, nk, x.K, lone=nk == x.k.shape[2])
     dv = x.empty(x.B, x.T, x.H, x.V, dtype=x.v.dtype)
     dla = dA = dlb = ds0 = None
-    if x.key != NONE:
-        dla = x.empty(blocks, x.B, x.T, x.H, *((x.K,) if x.key == VECTOR else ()))
-    if x.lb is not None:
-        dlb = x.empty(x.B, x.T, x.H, x.V)
+    if x.log_decay is not None:
+        if arguments["FIXED_A"]:
+            dla = partial(x.log_decay, x.N, x.H, lone=x.N == 1)
+        else:
+            dla = partial(x.log_decay, x.B, x.T, x.H, *((x.K,) if x.key == VECTOR else ()))
+    if x.outer is not None:
+        dA = partial(x.outer, x.N, x.H, x.K, lone=x.N == 1)
+    if x.log_decay_v is not None:
+        fixed = arguments["FIXED_B"]
+        shape = (x.N,) if fixed else (x.B, x.T)
+        dlb = x.empty(*shape, x.H, x.V, dtype=None if fixed and x.N > 1 else x.log_decay_v.dtype)
     if x.initial_state is not None:
-        ds0 = x.empty(x.N, x.H, x.K, x.V)
-    if x.key == OUTER:
-        dA = x.empty(blocks, x.N, x.H, x.K)
-    states = x.empty(x.slots(p.C), x.H, x.K, x.V)
+        ds0 = x.empty(x.N, x.H, x.K, x.V, dtype=x.initial_state.dtype)
     arguments |= {"dstate": x.dstate, "states": states, "dq": dq, "dk": dk, "dv": dv, "dla": dla, "dA": dA}
-    arguments |= {"dlb": dlb, "ds0": ds0, "FINAL": ds0 is not None}
-    grid = x.N * heads * blocks
-    if grid:
-        kernel = recurrent.recurrent_forward
-        more = {"STORE": True, "OUTPUT": False, "o": None, "final": None}
-        x.run(kernel, grid, only(kernel, arguments | x.seed(x.initial_state) | more), p)
-        kernel = recurrent.recurrent_backward
-        x.run(kernel, grid, only(kernel, arguments | x.seed(x.dstate)), p)
-    dlog_decay = douter = dlog_decay_v = None
-    if x.log_decay is not None and dla is not None:
-        dla = total(dla)
-        dlog_decay = (dla.sum((0, 1)) if x.log_decay.dim() == 1 else dla).to(x.log_decay.dtype)
-    if x.outer is not None and dA is not None:
-        douter = dA.sum((0, 1)).to(x.outer.dtype)
-    if x.log_decay_v is not None and dlb is not None:
-        dlog_decay_v = (dlb.sum((0, 1)) if x.log_decay_v.dim() == 2 else dlb).to(x.log_decay_v.dtype)
-    if x.initial_state is not None and ds0 is not None:
-        ds0 = ds0.to(x.initial_state.dtype)
-    return gather(dq, x.q), gather(dk, x.k), dv, dlog_decay, douter, dlog_decay_v, ds0
+    arguments |= {"dlb": dlb, "ds0": ds0, "FINAL": ds0 is not None} | x.seed(x.dstate)
+    kernel = recurrent.recurrent_backward
+    if x.N * x.H:
+        x.run(kernel, x.N * heads * blocks, only(kernel, arguments), p)
+
+    if dla is not None and x.log_decay is not None:
+        dla = (total(total(dla)) if arguments["FIXED_A"] else total(dla)).to(x.log_decay.dtype)
+    if dA is not None and x.outer is not None:
+        dA = total(total(dA)).to(x.outer.dtype)
+    if dlb is not None and x.log_decay_v is not None and arguments["FIXED_B"]:
+        dlb = total(dlb).to(x.log_decay_v.dtype)
+    return gather(dq, x.q), gather(dk, x.k), dv, dla, dA, dlb, ds0
