@@ -27,15 +27,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     targets: list[str] = []
     dtypes: list[str] = []
     decays: list[str] = []
+    schedules: list[str] = []
+    variants: dict[str, str] = {}
     if HAVE_TRITON:
         from ..kernels.triton_core import aot
 
-        targets, dtypes, decays = list(aot.TARGETS), list(aot.DTYPES), list(aot.DECAYS)
+        targets, dtypes, decays = list(aot.TARGETS), list(aot.DTYPES), [*aot.DECAYS, "none"]
+        schedules, variants = list(aot.SCHEDULES), aot.VARIANTS
     many = "may be given several times; default "
     parser.add_argument("--target", action="append", choices=targets, help=f"{many}all")
     parser.add_argument("--dtype", action="append", choices=dtypes, help=f"{many}bfloat16 and float32")
     parser.add_argument("--head-dim", action="append", type=int, metavar="D", help=f"{many}64 and 128")
     parser.add_argument("--decay", action="append", choices=decays, help=f"{many}all")
+    parser.add_argument("--schedule", action="append", choices=schedules, help=f"{many}fused")
+    parser.add_argument(
+        "--with",
+        dest="variants",
+        action="append",
+        default=[],
+        choices=variants,
+        metavar="VARIANT",
+        help="may be given several times, and all apply: "
+        + "; ".join(f"{name}: {what}" for name, what in variants.items()),
+    )
+    parser.add_argument(
+        "--instructions", action="store_true", help="also count the other instructions, by kind"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="compilers side by side (2)")
 
@@ -65,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         args.dtype or ["bfloat16", "float32"],
         args.head_dim or [64, 128],
         args.decay or aot.DECAYS,
+        args.schedule or ["fused"],
+        tuple(v for v in aot.VARIANTS if v in args.variants),
     )
     errors = Console(stderr=True)
     compiled = track(
@@ -77,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     rows = [row for some in compiled for row in some]
     console = Console()
     (console if console.is_terminal else Console(width=170)).print(table(rows))
+    if args.instructions:
+        (console if console.is_terminal else Console(width=170)).print(instructions(rows))
     if args.json is not None:
         record = [asdict(row) | {"problems": row.problems} for row in rows]
         args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -89,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 def table(rows: list[Row]) -> Table:
     found = Table(box=box.SIMPLE_HEAD)
-    for title in ("target", "kernel", "decay", "dtype"):
+    for title in ("target", "kernel", "decay", "dtype", "schedule"):
         found.add_column(title, no_wrap=True)
     for title in ("D", "block", "warps", "registers", "spilled bytes", "shared / limit, bytes"):
         found.add_column(title, justify="right")
@@ -100,6 +121,7 @@ def table(rows: list[Row]) -> Table:
             row.kernel,
             row.decay,
             row.dtype,
+            " ".join((row.schedule, *(f"+{v}" for v in row.variants))),
             str(row.head_dim),
             row.block,
             str(row.warps),
@@ -108,5 +130,26 @@ def table(rows: list[Row]) -> Table:
             f"{row.shared:,} / {row.shared_limit:,}",
             ", ".join(f"{n} {name}" for name, n in row.matrix.items()) or "-",
             style="red" if row.problems else None,
+        )
+    return found
+
+
+def instructions(rows: list[Row]) -> Table:
+    """Instructions of each kernel by kind, as they stand in the machine code: a loop's body counts once."""
+    found = Table(box=box.SIMPLE_HEAD)
+    for title in ("target", "kernel", "decay", "dtype", "schedule"):
+        found.add_column(title, no_wrap=True)
+    kinds = list(rows[0].kinds) if rows else []
+    for title in ("D", *kinds):
+        found.add_column(title, justify="right")
+    for row in rows:
+        found.add_row(
+            row.target,
+            row.kernel,
+            row.decay,
+            row.dtype,
+            " ".join((row.schedule, *(f"+{v}" for v in row.variants))),
+            str(row.head_dim),
+            *(str(row.kinds[kind]) for kind in kinds),
         )
     return found

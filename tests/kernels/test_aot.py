@@ -1,11 +1,17 @@
 """Every kernel compiles ahead of time, without a GPU, for all targets: no spills, fits, uses matrix units."""
 
 import importlib.util
+import json
+import types
 
 import pytest
+import torch
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
+
+import triton
+import triton.language as tl
 
 from mixerzoo.equivalence.cli import main
 from mixerzoo.kernels.triton_core import aot
@@ -50,23 +56,96 @@ def test_the_whole_family_is_there(rows):
 def test_spills_would_be_seen():
     """Too large a state for its warps spills, and the row says so."""
     case = aot.Case("sm_80", "key", "float32", 128)
-    kernel, arguments, plan = next(x for x in aot.launches(case) if x[0].__name__ == "chunk_forward")
-    arguments = {**arguments, "BK": 128, "BV": 128}
-    import dataclasses
+    one = next(x for x in aot.launches(case) if x.kernel.__name__ == "chunk_forward")
+    arguments = {**one.arguments, "BK": 128, "BV": 128}
+    few = types.SimpleNamespace(warps=1, stages=one.plan.stages)
+    target = aot.TARGETS["sm_80"]
+    machine = aot.inspect(aot.compile_launch(one.kernel, arguments, few, target), target)
+    assert machine.spills > 0
+    assert machine.kinds["spill"] > 0
 
-    compiled = aot.compile_launch(kernel, arguments, dataclasses.replace(plan, warps=1), aot.TARGETS["sm_80"])
-    _, spills, _ = aot._inspect(compiled, aot.TARGETS["sm_80"])
-    assert spills > 0
+
+@triton.jit
+def toy(x, y, n, BLOCK: tl.constexpr):
+    """One of each kind of instruction."""
+    at = tl.arange(0, BLOCK)
+    a = tl.load(x + at[:, None] * BLOCK + at[None, :]).to(tl.float16)
+    b = tl.dot(a, tl.trans(a))
+    b = tl.exp2(b) * 3.0 + tl.sum(b, 1)[:, None]
+    tl.store(y + at[:, None] * BLOCK + at[None, :], b)
+
+
+@pytest.mark.parametrize("target", aot.TARGETS)
+def test_instructions_are_told_apart(target):
+    x = torch.empty(64, 64, device="meta")
+    arguments = {"x": x, "y": x, "n": 64, "BLOCK": 64}
+    plan = types.SimpleNamespace(warps=4, stages=1)
+    machine = aot.inspect(aot.compile_launch(toy, arguments, plan, aot.TARGETS[target]), aot.TARGETS[target])
+    assert sum(machine.matrix.values()) == machine.kinds["matrix"] > 0
+    for kind in ("special", "float", "global load", "global store", "shared load", "shared store"):
+        assert machine.kinds[kind] > 0, kind
+    assert machine.kinds["barrier"] > 0
+    assert machine.kinds["spill"] == machine.spills == 0
+    # 64 x 64 exponentials on 4 warps
+    assert machine.kinds["special"] >= 64 * 64 // (4 * aot.TARGETS[target].warp)
+
+
+def test_mnemonics():
+    sass = [
+        "HGMMA",
+        "UTCHMMA",
+        "FFMA2",
+        "MUFU",
+        "LDGSTS",
+        "STG",
+        "LDSM",
+        "STS",
+        "BAR",
+        "SHFL",
+        "LDL",
+        "IADD3",
+    ]
+    found = aot.kinds_of([*sass, "SHFL"], "cuda")
+    assert found == {
+        "matrix": 2, "float": 1, "special": 1, "global load": 1, "global store": 1, "shared load": 1,
+        "shared store": 1, "barrier": 1, "shuffle": 2, "spill": 1, "other": 1,
+    }  # fmt: skip
+    gcn = ["v_mfma_f32_16x16x16_bf16", "v_pk_fma_f32", "v_exp_f32_e32", "global_load_dwordx4", "s_mov_b32"]
+    found = aot.kinds_of(gcn, "hip")
+    assert [found[k] for k in ("matrix", "float", "special", "global load", "other")] == [1] * 5
+    assert found["global store"] == 0
+
+
+def test_what_the_whole_table_leaves_out():
+    """Wide heads, the split schedule, and what may differ in a call, for one target."""
+    rows = [row for some in aot.compile_all(aot.representative(["sm_90"], ["bfloat16"])) for row in some]
+    assert {row.head_dim for row in rows} == {64, 128, 256}
+    assert {v for row in rows for v in row.variants} == set(aot.VARIANTS)
+    assert {row.schedule for row in rows} == {"fused", "split"}
+    assert all(row.shared <= row.shared_limit for row in rows)
+
+
+def test_launches_of_a_split_call():
+    fused, split = ([x.kernel.__name__ for x in aot.launches(aot.Case("sm_90", "scalar", "bfloat16", 64, s))]
+                    for s in ("fused", "split"))  # fmt: skip
+    assert fused != split
+    grids = {x.kernel.__name__: x.grid for x in aot.launches(aot.Case("sm_90", "hgrn", "bfloat16", 64))}
+    assert grids["recurrent_forward"] == 8  # one block of values, one head, eight sequences
 
 
 def test_command(tmp_path, capsys):
     file = tmp_path / "rows.json"
     status = main(
-        ["aot", "--target", "sm_90", "--dtype", "bfloat16", "--head-dim", "64", "--json", str(file)]
-    )
+        ["aot", "--target", "sm_90", "--dtype", "bfloat16", "--head-dim", "64", "--decay", "hgrn",
+         "--instructions", "--json", str(file)]
+    )  # fmt: skip
     assert status == 0
-    assert "no spills" in capsys.readouterr().out
-    assert file.stat().st_size > 100
+    out = capsys.readouterr().out
+    assert "no spills" in out
+    assert "barrier" in out
+    rows = json.loads(file.read_text())
+    assert {row["schedule"] for row in rows} == {"fused"}
+    assert all(row["kinds"]["matrix"] == sum(row["matrix"].values()) for row in rows)
     with pytest.raises(SystemExit):
         main(["aot", "--target", "sm_12"])
     assert main(["aot", "--head-dim", "0"]) == 2
