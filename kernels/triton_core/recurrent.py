@@ -1,17 +1,19 @@
 """The elementwise regime: K or V so small that matrix units cannot help (HGRN: K = 1; Mamba-1: V = 1).
 
-Channels (heads * values) lie across lanes. Keys are walked in groups of BK: one at a time where channels alone
-fill the lanes. Time is walked in blocks of C steps, whose rows are a tuple of C tensors: all are loaded at
-once, each into registers of its own, and then taken step by step, without a scan and without a subtraction.
+Channels (heads * values) lie across lanes. Keys are walked in groups of BK: one at a time where channels
+alone fill the lanes. Time is walked in blocks of C steps, whose rows are a tuple of C tensors: all are loaded
+at once, each into registers of its own, then taken step by step, without a scan and without a subtraction.
 A row is a tile [BK, BH, BV] of keys, heads, values; the state of a program is [GROUPS, BK, BH, BV].
 
     recurrent_forward    outputs and, if asked, the state at the start of every block (for the backward)
-    recurrent_backward   takes the blocks from the end; in each it walks forward from the stored state, for the
-                         state after every decay, and back, for the gradient of every state
+    recurrent_backward   takes the blocks from the end; in each it walks forward from the stored state, for
+                         what every decay leaves of it, and back, for the gradient of every state
 
 The gradient of a log-decay is the product (decay * state before) * (gradient of the state): exactly 0 at
 decay 0. A masked step loads k, v and decays as zeros, so it leaves the state as it is, whatever they hold.
 """
+
+# ruff: noqa: RUF005 (Triton does not unpack tuples)
 
 import triton
 import triton.language as tl
@@ -32,26 +34,62 @@ def lanes(H, V: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, INDEX: tl.cons
 
 
 @triton.jit
-def keys_of(g, BK: tl.constexpr, INDEX: tl.constexpr):
-    """The keys [..., BK, 1, 1] of group g."""
-    return (g * BK + tl.arange(0, BK)[:, None, None]).to(INDEX)
+def heads_of(h, ih, in_h, group, SHARE: tl.constexpr, BH: tl.constexpr, INDEX: tl.constexpr):
+    """The heads of q or k which the heads h read, and which of them are there; one if they SHARE it."""
+    if SHARE:
+        return (ih * BH // group).to(INDEX), ih >= 0
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        return h // group, in_h
 
 
 @triton.jit
-def groups(GROUPS: tl.constexpr):
-    return tl.arange(0, GROUPS)[:, None, None, None]
+def keys_of(g, BK: tl.constexpr, INDEX: tl.constexpr):
+    """The keys [BK, 1, 1] of group g."""
+    return (g * BK + tl.arange(0, BK)[:, None, None]).to(INDEX)
 
 
 @triton.jit
 def pick(x, g):
     """Group g of x [GROUPS, ...]."""
-    return tl.sum(tl.where(groups(x.shape[0]) == g, x, 0.0), 0)
+    here = tl.arange(0, x.shape[0])[:, None, None, None] == g
+    return tl.sum(tl.where(here, x, 0.0), 0)
 
 
 @triton.jit
 def put(x, g, y):
     """x [GROUPS, ...] with y for group g."""
-    return tl.where(groups(x.shape[0]) == g, y[None, :, :, :], x)
+    here = tl.arange(0, x.shape[0])[:, None, None, None] == g
+    return tl.where(here, y[None, :, :, :], x)
+
+
+@triton.jit
+def load_groups(
+    p, start, h, e, inside, sh, sk, sv, K: tl.constexpr, GROUPS: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr,
+    BV: tl.constexpr, THERE: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """[GROUPS, BK, BH, BV] from p + start, zeros where nothing is there. Group by group, like every other
+    access: a tile of all keys would be spread over lanes by keys."""
+    x = tl.zeros([GROUPS, BK, BH, BV], ACC)
+    if THERE:
+        for g in range(GROUPS):
+            d = keys_of(g, BK, INDEX)
+            y = tl.load(p + start + (h * sh + d * sk + e * sv), mask=inside & (d < K), other=0.0)
+            x = put(x, g, y.to(ACC))
+    return x
+
+
+@triton.jit
+def store_groups(
+    p, h, e, inside, x, sh, sk, K: tl.constexpr, SUM: tl.constexpr, GROUPS: tl.constexpr, BK: tl.constexpr,
+    INDEX: tl.constexpr,
+):  # fmt: skip
+    """The inverse, to a contiguous tensor; SUM: sums over values."""
+    for g in range(GROUPS):
+        d = keys_of(g, BK, INDEX)
+        y = pick(x, g)
+        if SUM:
+            y = tl.sum(y, 2)[:, :, None]
+        tl.store(p + (h * sh + d * sk + e), y, mask=inside & (d < K))
 
 
 @triton.jit
@@ -63,14 +101,15 @@ def first_token(start, length, first, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def steps_there(mask, at, smt, start, length, MASK: tl.constexpr, STEP: tl.constexpr, C: tl.constexpr):
-    """For each of C steps: whether it exists; and whether it also is not masked. at: the first in mask."""
+def steps_there(mask, t, smt, start, length, MASK: tl.constexpr, STEP: tl.constexpr, C: tl.constexpr):
+    """For each of C steps: whether it exists; and whether it also is not masked."""
+    left = tl.minimum(length - start, C).to(tl.int32)
     live, own = (), ()
     for i in tl.static_range(C):
-        there = start + i < length
+        there = i < left
         live = live + (there,)
         if MASK:
-            own = own + (tl.load(mask + (at + i * STEP * smt), mask=there, other=0) != 0,)
+            own = own + (tl.load(mask + (t + i * STEP) * smt, mask=there, other=0) != 0,)
         else:
             own = own + (there,)
     return live, own
@@ -79,11 +118,11 @@ def steps_there(mask, at, smt, start, length, MASK: tl.constexpr, STEP: tl.const
 @triton.jit
 def rows(p, t, st, at, live, inside, STEP: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
     """C rows from base pointer p, of tokens t, t + STEP, ...; offsets `at` in a row, 0 where nothing is."""
-    p += t * st
+    p += t * st + at
     found = ()
     for i in tl.static_range(C):
-        x = tl.load(p + (tl.full([], i * STEP, at.dtype) * st + at), mask=inside & live[i], other=0.0)
-        found = found + (x.to(ACC),)
+        found = found + (tl.load(p, mask=inside & live[i], other=0.0).to(ACC),)
+        p += STEP * st  # step by step: i * st would be kept in registers for every i
     return found
 
 
@@ -104,8 +143,8 @@ def decay_rows(
 
 @triton.jit
 def step_decays(
-    la, lb, row, t, h, e, own, in_h, in_v, sab, sat, sah, sbb, sbt, sbh, sbd, STEP: tl.constexpr,
-    C: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr, FIXED_B: tl.constexpr,
+    la, lb, t, h, e, own, in_h, in_s, sat, sah, sbt, sbh, sbd, STEP: tl.constexpr, C: tl.constexpr,
+    KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr, FIXED_B: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """For each step: dt (OUTER), and the factor in [0, 1] of its decay which is the same for all keys."""
@@ -114,11 +153,11 @@ def step_decays(
         w = w + (tl.full([1, 1, 1], 1.0, ACC),)
     x = w
     if KEY == SCALAR or KEY == OUTER:
-        x = decay_rows(la + row * sab, t, sat, h * sah, own, in_h, FIXED_A, STEP, C, ACC)
+        x = decay_rows(la, t, sat, h * sah, own, in_h, FIXED_A, STEP, C, ACC)
     if KEY == SCALAR:
         w = times_decays(w, x, C)
     if VALUE:
-        y = decay_rows(lb + row * sbb, t, sbt, h * sbh + e * sbd, own, in_h & in_v, FIXED_B, STEP, C, ACC)
+        y = decay_rows(lb, t, sbt, h * sbh + e * sbd, own, in_s, FIXED_B, STEP, C, ACC)
         w = times_decays(w, y, C)
     return x, w
 
@@ -152,7 +191,7 @@ def zero_rows(C: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.conste
 
 @triton.jit
 def eight(x):
-    """Eight tiles as one, [BK, BH, BV, 8]: so that lanes wait for each other once per sum, not eight times."""
+    """Eight tiles as one, [BK, BH, BV, 8]: so that lanes wait for each other once, not eight times."""
     even = tl.join(tl.join(x[0], x[4]), tl.join(x[2], x[6]))
     odd = tl.join(tl.join(x[1], x[5]), tl.join(x[3], x[7]))
     return tl.reshape(tl.join(even, odd), [x[0].shape[0], x[0].shape[1], x[0].shape[2], 8])
@@ -161,10 +200,10 @@ def eight(x):
 @triton.jit
 def store_rows(p, t, st, at, live, inside, x, scale, STEP: tl.constexpr, C: tl.constexpr):
     """The sums over keys of C rows to base pointer p."""
-    p += t * st
+    p += t * st + at
     for i in tl.static_range(C):
-        y = tl.sum(x[i], 0)[None, :, :] * scale
-        tl.store(p + (tl.full([], i * STEP, at.dtype) * st + at), y, mask=inside & live[i])
+        tl.store(p, tl.sum(x[i], 0)[None, :, :] * scale, mask=inside & live[i])
+        p += STEP * st
 
 
 @triton.jit
@@ -183,82 +222,109 @@ def store_sums(p, t, heads, ih, h, in_h, d, start, length, x, K: tl.constexpr, S
         tl.store(p + (at + h * K), x, mask=ok & in_h)
 
 
+@triton.jit
+def walk(
+    S, a, q, k, v, la, lb, mask, states, slot, start, length, first, h, e, hq, hk, in_h, in_q, in_k, in_s, H,
+    sqt, sqh, sqd, skt, skh, skd, svt, svh, svd, sat, sah, sad, sbt, sbh, sbd, smt,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    SUB: tl.constexpr, GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
+    FIXED_B: tl.constexpr, MASK: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
+    STORE: tl.constexpr, OUTPUT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """The block of C steps from `start`, beginning with the state S: the state after it, the block's rows of
+    outputs if OUTPUT, and which of its steps exist. STORE: S to states [slots, K, H, V], if its turn comes."""
+    STEP: tl.constexpr = -1 if REVERSE else 1
+    t = first_token(start, length, first, REVERSE)
+    live, own = steps_there(mask, t, smt, start, length, MASK, STEP, C)
+    vs = rows(v, t, svt, h * svh + e * svd, own, in_s, STEP, C, ACC)
+    xs, ws = step_decays(la, lb, t, h, e, own, in_h, in_s, sat, sah, sbt, sbh, sbd, STEP, C, KEY, VALUE,
+                         FIXED_A, FIXED_B, ACC)  # fmt: skip
+    outs = zero_rows(C, BK, BH, BV, ACC)
+    for g in range(GROUPS):
+        d = keys_of(g, BK, INDEX)
+        ks = rows(k, t, skt, hk * skh + d * skd, own, in_k & (d < K), STEP, C, ACC)
+        qs = rows(q, t, sqt, hq * sqh + d * sqd, live, in_q & (d < K), STEP, C, ACC) if OUTPUT else ks
+        ls = rows(la, t, sat, h * sah + d * sad, own, in_h & (d < K), STEP, C, ACC) if KEY == VECTOR else xs
+        s = pick(S, g)
+        if STORE:
+            turn = start % (C * SUB) == 0
+            at = states + (slot + start // (C * SUB)) * K * H * V + ((d * H + h) * V + e)
+            tl.store(at, s, mask=in_s & (d < K) & turn)
+        a_g = pick(a, g)
+        found = ()
+        for i in tl.static_range(C):
+            before = s
+            s = key_decay(ws[i], ls[i], a_g, KEY) * s + ks[i] * vs[i]
+            found = found + (outs[i] + qs[i] * (before if STRICT else s),)
+        if OUTPUT:
+            outs = found
+        S = put(S, g, s)
+    return S, outs, live
+
+
 @triton.jit(do_not_specialize=["T"])
 def recurrent_forward(
-    q, k, v, la, A, lb, mask, initial, states, o, final, cu_seqlens, scale: tl.float64, T, H, group_q, group_k,
+    q, k, v, la, A, lb, mask, initial, states, o, final, cu_seqlens, scale: tl.float64,
+    T, H, group_q, group_k,
     sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
     sbd, smb, smt, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
+    SUB: tl.constexpr, GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
     FIXED_B: tl.constexpr, MASK: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
     STORE: tl.constexpr, OUTPUT: tl.constexpr, INITIAL: tl.constexpr, SHARE_Q: tl.constexpr,
     SHARE_K: tl.constexpr, VARLEN: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """OUTPUT: o [B, T, H, V] and final [N, H, K, V]. STORE: states [slots, H, K, V] before every block of C.
+    """OUTPUT: o [B, T, H, V] and final [N, H, K, V]. STORE: states [slots, K, H, V] before every block of C.
 
     SHARE_Q, SHARE_K: all heads of a program read one head of q, k. Grid: N * blocks of H * blocks of V."""
     STEP: tl.constexpr = -1 if REVERSE else 1
     scale = tl.full([], scale, ACC)
-    n, ih, iv, h, e = lanes(H, V, BH, BV, INDEX)
+    n, ih, _, h, e = lanes(H, V, BH, BV, INDEX)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
     in_h, in_v = h < H, e < V
-    hq = h[:, :1, :] // group_q if SHARE_Q else h // group_q
-    hk = h[:, :1, :] // group_k if SHARE_K else h // group_k
-    every = keys_of(groups(GROUPS), BK, INDEX)
-    tile = (h * K + every) * V + e
-    in_s = in_h & in_v & (every < K)
-    if KEY == OUTER:
-        a = tl.load(A + h * sAh + every * sAd, mask=in_h & (every < K), other=0.0).to(ACC)
-    S = tl.zeros([GROUPS, BK, BH, BV], ACC)
-    if INITIAL:
-        S += tl.load(initial + n * sib + h * sih + every * sik + e * siv, mask=in_s, other=0.0).to(ACC)
-    slot = slot_of(n, first, T, C, VARLEN)
+    hq, in_q = heads_of(h, ih, in_h, group_q, SHARE_Q, BH, INDEX)
+    hk, in_k = heads_of(h, ih, in_h, group_k, SHARE_K, BH, INDEX)
+    in_s = in_h & in_v
+    q += row * sqb
+    k += row * skb
+    v += row * svb
+    if KEY != NONE:
+        la += row * sab
+    if VALUE:
+        lb += row * sbb
+    if MASK:
+        mask += row * smb
+    a = load_groups(A, 0, h, h * 0, in_h, sAh, sAd, 0, K, GROUPS, BK, BH, 1, KEY == OUTER, INDEX, ACC)
+    S = load_groups(initial, n * sib, h, e, in_s, sih, sik, siv, K, GROUPS, BK, BH, BV, INITIAL, INDEX,
+                    ACC)  # fmt: skip
+    slot = slot_of(n, first, T, C * SUB, VARLEN)
     for c in range(((length + C - 1) // C).to(tl.int32)):
-        if STORE:
-            tl.store(states + (slot + c) * H * K * V + tile, S, mask=in_s)
-        t = first_token(c * C, length, first, REVERSE)
-        live, own = steps_there(mask, row * smb + t * smt, smt, c * C, length, MASK, STEP, C)
-        vs = rows(v + row * svb, t, svt, h * svh + e * svd, own, in_h & in_v, STEP, C, ACC)
-        xs, ws = step_decays(la, lb, row, t, h, e, own, in_h, in_v, sab, sat, sah, sbb, sbt, sbh, sbd, STEP, C,
-                             KEY, VALUE, FIXED_A, FIXED_B, ACC)  # fmt: skip
-        outs = zero_rows(C, BK, BH, BV, ACC)
-        for g in range(GROUPS):
-            d = keys_of(g, BK, INDEX)
-            ks = rows(k + row * skb, t, skt, hk * skh + d * skd, own, in_h & (d < K), STEP, C, ACC)
-            if OUTPUT:
-                qs = rows(q + row * sqb, t, sqt, hq * sqh + d * sqd, live, in_h & (d < K), STEP, C, ACC)
-            if KEY == VECTOR:
-                xs = rows(la + row * sab, t, sat, h * sah + d * sad, own, in_h & (d < K), STEP, C, ACC)
-            s = pick(S, g)
-            a_g = pick(a, g) if KEY == OUTER else 0.0
-            found = ()
-            for i in tl.static_range(C):
-                before = s
-                s = key_decay(ws[i], xs[i], a_g, KEY) * s + ks[i] * vs[i]
-                if OUTPUT:
-                    found = found + (outs[i] + qs[i] * (before if STRICT else s),)
-            if OUTPUT:
-                outs = found
-            S = put(S, g, s)
+        S, outs, live = walk(
+            S, a, q, k, v, la, lb, mask, states, slot, c * C, length, first, h, e, hq, hk, in_h, in_q,
+            in_k, in_s, H, sqt, sqh, sqd, skt, skh, skd, svt, svh, svd, sat, sah, sad, sbt, sbh, sbd, smt, K, V, BK,
+            BH, BV, C, SUB, GROUPS, KEY, VALUE, FIXED_A, FIXED_B, MASK, STRICT, REVERSE, STORE, OUTPUT, ACC,
+            INDEX,
+        )  # fmt: skip
         if OUTPUT:
-            store_rows(o + row * T * H * V, t, H * V, h * V + e, live, in_h & in_v, outs, scale, STEP, C)
+            t = first_token(c * C, length, first, REVERSE)
+            store_rows(o + row * T * H * V, t, H * V, h * V + e, live, in_s, outs, scale, STEP, C)
     if OUTPUT:
-        tl.store(final + n * H * K * V + tile, S, mask=in_s)
+        store_groups(final + n * H * K * V, h, e, in_s, S, K * V, V, K, False, GROUPS, BK, INDEX)
 
 
 @triton.jit(do_not_specialize=["T", "tokens"])
 def recurrent_backward(
-    q, k, v, la, A, lb, mask, do, dstate, states, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens, scale: tl.float64,
-    T, H, tokens, group_q, group_k,
+    q, k, v, la, A, lb, mask, do, dstate, states, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens,
+    scale: tl.float64, T, H, tokens, group_q, group_k,
     sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
     sbd, smb, smt, sob, sot, soh, sod, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
+    SUB: tl.constexpr, GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
     FIXED_B: tl.constexpr, MASK: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
     INITIAL: tl.constexpr, FINAL: tl.constexpr, SHARE_Q: tl.constexpr, SHARE_K: tl.constexpr,
     VARLEN: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Gradients. dq, dk [blocks of V, tokens, H or (SHARE) blocks of H, K] are sums over this program's values
+    """Gradients. dq, dk [blocks of V, tokens, H or (SHARE) blocks of H, K] are sums over one program's values
     and (SHARE) heads, added by the caller; dla [blocks of V, tokens, H(, K)], or (FIXED_A)
     [blocks of V, N, H], and dA [blocks of V, N, H, K] likewise; dv, dlb [tokens, H, V], or (FIXED_B)
     dlb [N, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given."""
@@ -269,46 +335,66 @@ def recurrent_backward(
     row, first, length = span(cu_seqlens, n, T, VARLEN)
     in_h, in_v = h < H, e < V
     heads = tl.cdiv(H, BH)
-    hq = h[:, :1, :] // group_q if SHARE_Q else h // group_q
-    hk = h[:, :1, :] // group_k if SHARE_K else h // group_k
-    every = keys_of(groups(GROUPS), BK, INDEX)
-    tile = (h * K + every) * V + e
-    in_s = in_h & in_v & (every < K)
-    if KEY == OUTER:
-        a = tl.load(A + h * sAh + every * sAd, mask=in_h & (every < K), other=0.0).to(ACC)
-        da = tl.zeros([GROUPS, BK, BH, BV], ACC)
-    F = tl.zeros([GROUPS, BK, BH, BV], ACC)
-    if INITIAL:
-        F += tl.load(dstate + n * sib + h * sih + every * sik + e * siv, mask=in_s, other=0.0).to(ACC)
+    hq, in_q = heads_of(h, ih, in_h, group_q, SHARE_Q, BH, INDEX)
+    hk, in_k = heads_of(h, ih, in_h, group_k, SHARE_K, BH, INDEX)
+    in_s = in_h & in_v
+    q += row * sqb
+    k += row * skb
+    v += row * svb
+    if KEY != NONE:
+        la += row * sab
+    if VALUE:
+        lb += row * sbb
+    if MASK:
+        mask += row * smb
+    a = load_groups(A, 0, h, h * 0, in_h, sAh, sAd, 0, K, GROUPS, BK, BH, 1, KEY == OUTER, INDEX, ACC)
+    F = load_groups(dstate, n * sib, h, e, in_s, sih, sik, siv, K, GROUPS, BK, BH, BV, INITIAL, INDEX,
+                    ACC)  # fmt: skip
+    da = tl.zeros([GROUPS, BK, BH, BV], ACC)
     constant = tl.zeros([BK, BH, BV], ACC)
-    slot = slot_of(n, first, T, C, VARLEN)
+    slot = slot_of(n, first, T, C * SUB, VARLEN)
     chunks = ((length + C - 1) // C).to(tl.int32)
     for j in range(chunks):
         c = chunks - 1 - j
         t = first_token(c * C, length, first, REVERSE)
         token = row * T + t
-        live, own = steps_there(mask, row * smb + t * smt, smt, c * C, length, MASK, STEP, C)
-        vs = rows(v + row * svb, t, svt, h * svh + e * svd, own, in_h & in_v, STEP, C, ACC)
-        dos = rows(do + row * sob, t, sot, h * soh + e * sod, live, in_h & in_v, STEP, C, ACC)
-        xs, ws = step_decays(la, lb, row, t, h, e, own, in_h, in_v, sab, sat, sah, sbb, sbt, sbh, sbd, STEP, C,
-                             KEY, VALUE, FIXED_A, FIXED_B, ACC)  # fmt: skip
+        if SUB > 1:
+            stored = states + (slot + c // SUB) * K * H * V
+            S = load_groups(stored, 0, h, e, in_s, V, H * V, 1, K, GROUPS, BK, BH, BV, True, INDEX, ACC)
+            for m in range(c // SUB * SUB, c):
+                S, _, _ = walk(
+                    S, a, q, k, v, la, lb, mask, states, slot, m * C, length, first, h, e, hq, hk, in_h, in_q,
+                    in_k, in_s, H, sqt, sqh, sqd, skt, skh, skd, svt, svh, svd, sat, sah, sad, sbt, sbh, sbd,
+                    smt, K, V, BK, BH, BV, C, SUB, GROUPS, KEY, VALUE, FIXED_A, FIXED_B, MASK, STRICT, REVERSE,
+                    False, False, ACC, INDEX,
+                )  # fmt: skip
+        live, own = steps_there(mask, t, smt, c * C, length, MASK, STEP, C)
+        vs = rows(v, t, svt, h * svh + e * svd, own, in_s, STEP, C, ACC)
+        dos = rows(do + row * sob, t, sot, h * soh + e * sod, live, in_s, STEP, C, ACC)
+        xs, ws = step_decays(la, lb, t, h, e, own, in_h, in_s, sat, sah, sbt, sbh, sbd, STEP, C, KEY, VALUE,
+                             FIXED_A, FIXED_B, ACC)  # fmt: skip
         dvs = zero_rows(C, BK, BH, BV, ACC)
         dxs = zero_rows(C, BK, BH, BV, ACC)  # OUTER: of dt
         dws = zero_rows(C, BK, BH, BV, ACC)  # SUMS
         for g in range(GROUPS):
             d = keys_of(g, BK, INDEX)
-            ks = rows(k + row * skb, t, skt, hk * skh + d * skd, own, in_h & (d < K), STEP, C, ACC)
-            qs = rows(q + row * sqb, t, sqt, hq * sqh + d * sqd, live, in_h & (d < K), STEP, C, ACC)
-            if KEY == VECTOR:
-                xs = rows(la + row * sab, t, sat, h * sah + d * sad, own, in_h & (d < K), STEP, C, ACC)
-            a_g = pick(a, g) if KEY == OUTER else 0.0
-            at = (h * K + d) * V + e
-            s = tl.load(states + (slot + c) * H * K * V + at, mask=in_h & in_v & (d < K), other=0.0)
+            ks = rows(k, t, skt, hk * skh + d * skd, own, in_k & (d < K), STEP, C, ACC)
+            ls = (
+                rows(la, t, sat, h * sah + d * sad, own, in_h & (d < K), STEP, C, ACC)
+                if KEY == VECTOR
+                else xs
+            )
+            a_g = pick(a, g)
+            if SUB > 1:
+                s = pick(S, g)
+            else:
+                at = (d * H + h) * V + e
+                s = tl.load(states + (slot + c) * K * H * V + at, mask=in_s & (d < K), other=0.0)
             decayed = ()
             for b in tl.static_range(0, C, 8):
                 reads = ()
                 for i in tl.static_range(b, b + 8):
-                    x = key_decay(ws[i], xs[i], a_g, KEY) * s
+                    x = key_decay(ws[i], ls[i], a_g, KEY) * s
                     decayed = decayed + (x,)
                     x += ks[i] * vs[i]
                     reads = reads + ((s if STRICT else x) * (dos[i] * scale),)
@@ -316,6 +402,7 @@ def recurrent_backward(
                 store_sums(dq + iv * tokens * (heads if SHARE_Q else H) * K, token + b * STEP,
                            heads if SHARE_Q else H, ih, h, in_h, d, c * C + b, length, reads, K, SHARE_Q,
                            STEP)  # fmt: skip
+            qs = rows(q, t, sqt, hq * sqh + d * sqd, live, in_q & (d < K), STEP, C, ACC)
             f = pick(F, g)  # the gradient of the state after a step, as far as later steps give it
             sum_a = tl.zeros([BK, BH, BV], ACC)
             dvs_new, dxs_new, dws_new = (), (), ()
@@ -327,7 +414,7 @@ def recurrent_backward(
                     writes = (G * vs[i],) + writes
                     dvs_new = (dvs[i] + G * ks[i],) + dvs_new
                     u = tl.where(own[i], G * decayed[i], 0.0)
-                    f = key_decay(ws[i], xs[i], a_g, KEY) * G
+                    f = key_decay(ws[i], ls[i], a_g, KEY) * G
                     if STRICT:
                         f += y
                     if SUMS:
@@ -350,13 +437,13 @@ def recurrent_backward(
                 dws = dws_new
             if KEY == OUTER:
                 dxs = dxs_new
-                da += tl.where(groups(GROUPS) == g, sum_a[None, :, :, :], 0.0)
-        store_rows(dv, token, H * V, h * V + e, live, in_h & in_v, dvs, 1.0, STEP, C)
+                da = put(da, g, pick(da, g) + sum_a)
+        store_rows(dv, token, H * V, h * V + e, live, in_s, dvs, 1.0, STEP, C)
         if SUMS:
             for i in tl.static_range(C):
                 constant += dws[i]
         if VALUE and not FIXED_B:
-            store_rows(dlb, token, H * V, h * V + e, live, in_h & in_v, dws, 1.0, STEP, C)
+            store_rows(dlb, token, H * V, h * V + e, live, in_s, dws, 1.0, STEP, C)
         if KEY == OUTER or (KEY == SCALAR and not FIXED_A):
             zero = tl.zeros([1, 1, 1], INDEX)
             for b in tl.static_range(0, C, 8):
@@ -364,16 +451,15 @@ def recurrent_backward(
                 for i in tl.static_range(b, b + 8):
                     total = dxs[i] if KEY == OUTER else dws[i]
                     part = part + (tl.sum(total, 0)[None, :, :],)
-                store_sums(dla + iv * tokens * H, token + b * STEP, H, ih, h, in_h, zero, c * C + b, length, part, 1, False,
-                           STEP)  # fmt: skip
+                store_sums(dla + iv * tokens * H, token + b * STEP, H, ih, h, in_h, zero, c * C + b, length,
+                           part, 1, False, STEP)  # fmt: skip
     walks = tl.num_programs(0).to(tl.int64) // tl.cdiv(V, BV) // heads
     if KEY == SCALAR and FIXED_A:
         total = tl.sum(tl.sum(constant, 0), 1)[None, :, None]
         tl.store(dla + (iv * walks + n) * H + h, total, mask=in_h)
     if FIXED_B:
-        tl.store(dlb + n * H * V + (h * V + e), tl.sum(constant, 0)[None, :, :], mask=in_h & in_v)
+        tl.store(dlb + n * H * V + (h * V + e), tl.sum(constant, 0)[None, :, :], mask=in_s)
     if KEY == OUTER:
-        total = tl.sum(da, 3)[:, :, :, None]
-        tl.store(dA + (iv * walks + n) * H * K + (h * K + every), total, mask=in_h & (every < K))
+        store_groups(dA + (iv * walks + n) * H * K, h, h * 0, in_h, da, K, 1, K, True, GROUPS, BK, INDEX)
     if FINAL:
-        tl.store(ds0 + n * H * K * V + tile, F, mask=in_s)
+        store_groups(ds0 + n * H * K * V, h, e, in_s, F, K * V, V, K, False, GROUPS, BK, INDEX)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import recurrent
 from .config import power
-from .problem import NONE, OUTER, SCALAR, VECTOR, Problem, gather, only, total
+from .problem import VECTOR, Problem, gather, only, total
 
 
 @dataclass(frozen=True)
 class Plan:
-    """C steps per block of time; a program has BH heads, BV values and all keys, in groups of BK."""
+    """C steps per block of time, a stored state per `SUB` of them; a program has BH heads, BV values and all
+    keys, in groups of BK."""
 
     C: int
+    SUB: int
     BK: int
     BH: int
     BV: int
@@ -30,18 +31,20 @@ class Plan:
 
 
 def plan(x: Problem) -> Plan:
-    """One lane per thread: a thread holds the C rows of its lane. Every step of a block costs seven registers
-    (fourteen in float64), every group of keys three: what is chosen here spills none (aot.py).
+    """One lane per thread: a thread holds the C rows of its lane. Every step of a block costs about eight
+    registers (sixteen in float64), every group of keys three: what is chosen here spills none (aot.py).
 
-    More lanes would share more of q and k; more steps would store fewer states. It does not depend on the
-    target: what forward stored has the shape that backward expects wherever it was asked for."""
-    C, most = (8, 8) if x.acc == torch.float64 else (24, 16)
-    BK = power(-(-x.K // most))
-    width = max(64, BK)
+    One stored state per block saves a walk over what comes before the block; for several keys it would be as
+    large as the outputs, and needs registers beside the states. It does not depend on the target: what
+    forward stored must have the shape that backward expects."""
+    double = x.acc.itemsize == 8
+    BK = power(-(-x.K // 8))
+    width = max(64 if BK == 1 else 128, BK)
     BV = min(power(x.V), width // BK)
     BH = min(power(x.H), width // (BK * BV))
     BK = min(power(x.K), width // (BH * BV))
-    return Plan(C, BK, BH, BV, max(1, BK * BH * BV // x.target.warp))
+    C, SUB = (8, 4) if double else (24, 1) if x.K <= BK else (16, 2)
+    return Plan(C, SUB, BK, BH, BV, max(1, BK * BH * BV // x.target.warp))
 
 
 def _common(x: Problem, p: Plan) -> dict[str, Any]:
@@ -53,6 +56,7 @@ def _common(x: Problem, p: Plan) -> dict[str, Any]:
         "BH": p.BH,
         "BV": p.BV,
         "C": p.C,
+        "SUB": p.SUB,
         "GROUPS": power(-(-x.K // p.BK)),
         "FIXED_A": x.log_decay is not None and x.log_decay.dim() == 1,
         "FIXED_B": x.log_decay_v is not None and x.log_decay_v.dim() == 2,
@@ -78,8 +82,9 @@ def _walk(x: Problem, p: Plan, o: Tensor | None, final: Tensor | None, states: T
 
 
 def saved_shape(x: Problem) -> tuple[int, ...]:
-    """The states before every block of C steps."""
-    return x.slots(plan(x).C), x.H, x.K, x.V
+    """States [slots, K, H, V], with channels last, as they lie across lanes."""
+    p = plan(x)
+    return x.slots(p.C * p.SUB), x.K, x.H, x.V
 
 
 def forward(x: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
