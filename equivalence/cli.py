@@ -15,7 +15,10 @@ COMMANDS = {
     "report": (".report", "proofs and plots on one self-contained page"),
     "list": (".listing", "the mixers: family, decay, gating, paper"),
     "aot": (".aot", "compile the Triton kernels for GPUs that need not be present, and print the table"),
-    "cost": (".cost.command", "what the recurrence costs on a GPU: bytes and products, counted"),
+    "cost": (
+        ".cost.command",
+        "what the recurrence costs on a GPU: bytes and products counted, kernels compiled, time modelled",
+    ),
 }
 
 

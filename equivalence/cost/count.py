@@ -121,11 +121,13 @@ class Cost:
 
     @property
     def read(self) -> int:
-        return sum(x.read for x in (*self.kernels.values(), *self.operations.values()))
+        return sum(x.read for x in self.kernels.values()) + sum(x.read for x in self.operations.values())
 
     @property
     def written(self) -> int:
-        return sum(x.written for x in (*self.kernels.values(), *self.operations.values()))
+        return sum(x.written for x in self.kernels.values()) + sum(
+            x.written for x in self.operations.values()
+        )
 
     @property
     def moved(self) -> int:

@@ -1,7 +1,8 @@
 """The least that a call could cost: every input read once, every output written once, no needless product.
 
 Bytes. Forward: all operands in, o and the final state out. Backward: all operands and the gradients of the
-outputs in, one gradient out for each operand that has one. Expanded operands count their real elements.
+outputs in, one gradient out for each operand that has one. Expanded operands count their real elements. Of
+padding, k, v and the decays need not be read.
 
 Products. Per step and head, with K keys and V values (a multiplication and an addition are 2 FLOPs):
 
@@ -39,7 +40,7 @@ class Least:
 
 def least(call: Call, outputs: list[Tensor]) -> tuple[Least, Least]:
     """Of forward and of backward. outputs: o, and the final state."""
-    inputs = sum(real_bytes(x) for _, x in call.tensors())
+    inputs = sum(read_bytes(call, name, x) for name, x in call.tensors())
     o, state = outputs
     gradients = sum(real_bytes(x) for x in call.differentiable())
     into = real_bytes(o) + (real_bytes(state) if call.final else 0)
@@ -47,6 +48,15 @@ def least(call: Call, outputs: list[Tensor]) -> tuple[Least, Least]:
     return Least(inputs + real_bytes(o) + real_bytes(state), forward), Least(
         inputs + into + gradients, backward
     )
+
+
+def read_bytes(call: Call, name: str, x: Tensor) -> int:
+    """Bytes of an operand. What padding holds need not be read."""
+    mask = call.operands.get("mask")
+    B, T = call.operands["v"].shape[:2]
+    if mask is None or name in ("q", "mask") or x.shape[:2] != (B, T):
+        return real_bytes(x)
+    return real_bytes(x) * int(mask.sum()) // mask.numel()
 
 
 def products(call: Call) -> tuple[int, int]:

@@ -24,40 +24,65 @@ def times(n: float, least: float) -> str:
 
 
 def label(record: dict[str, Any]) -> str:
-    """What was counted, in a few characters."""
-    case = record["case"]
+    """What was counted, in a few characters: operator, K×V."""
+    case, shape = record["case"], record["shape"]
     name = case["operator"] or case["mixer"]
     if record["call"]:
         name += f" #{record['call'] + 1}"
-    return name + "".join(f" +{v}" for v in case["variants"])
+    return f"{name} {shape['K']}×{shape['V']}"
 
 
-def columns(found: Table, left: tuple[str, ...], right: tuple[str, ...]) -> None:
-    for title in left:
-        found.add_column(title, no_wrap=True)
-    for title in right:
-        found.add_column(title, justify="right")
+class Rows:
+    """A table whose rows begin with what was counted; the target is named where there are several."""
+
+    def __init__(
+        self, title: str, records: list[dict[str, Any]], left: tuple[str, ...], right: tuple[str, ...]
+    ):
+        cases = [r["case"] for r in records]
+        targets = dict.fromkeys(c["target"] for c in cases)
+        self.several = len(targets) > 1
+        more = (
+            (c["dtype"] for c in cases),
+            (f"T = {c['length']}" for c in cases),
+            *(c["variants"] for c in cases),
+        )
+        about = dict.fromkeys((*targets, *(x for some in more for x in some)))
+        self.table = Table(
+            box=box.SIMPLE_HEAD,
+            title=f"{title} ({', '.join(about)})",
+            title_justify="left",
+            title_style="bold",
+            padding=(0, 1, 0, 0),
+        )
+        for column in ("operator", *(["target"] if self.several else []), "pass", "schedule", *left):
+            self.table.add_column(column, no_wrap=True)
+        for column in right:
+            self.table.add_column(column, justify="right", no_wrap=True)
+        self.last = ""
+
+    def add(self, record: dict[str, Any], name: str, *cells: str, style: str | None = None) -> None:
+        """A row of one pass (name)."""
+        case = record["case"]
+        first = label(record)
+        if self.last not in ("", first):
+            self.table.add_section()
+        self.last = first
+        target = [case["target"]] if self.several else []
+        self.table.add_row(first, *target, name, case["schedule"], *cells, style=style)
 
 
 def counts(records: list[dict[str, Any]]) -> Table:
     """A row for each pass of each call: bytes, products, launches, and the first two against the least."""
-    found = Table(box=box.SIMPLE_HEAD, title="Counted", title_justify="left", title_style="bold")
-    columns(
-        found,
-        ("operator", "K×V", "target", "dtype", "pass", "schedule"),
-        ("moved, kB", "× least", "distinct, kB", "× least", "MFLOP executed", "× least", "kernels", "torch"),
-    )
+    rows = Rows(
+        "Counted", records, (),
+        ("moved kB", "× least", "distinct kB", "× least", "MFLOP", "× least", "kernels", "torch"),
+    )  # fmt: skip
     for record in records:
-        case, shape = record["case"], record["shape"]
         for name, one in record["passes"].items():
             cost, least = from_json(one["cost"]), one["least"]
-            found.add_row(
-                label(record),
-                f"{shape['K']}×{shape['V']}",
-                case["target"],
-                case["dtype"],
+            rows.add(
+                record,
                 name,
-                case["schedule"],
                 kilobytes(cost.moved),
                 times(cost.moved, least["bytes"]),
                 kilobytes(cost.distinct),
@@ -67,35 +92,83 @@ def counts(records: list[dict[str, Any]]) -> Table:
                 str(sum(x.launches for x in cost.kernels.values())),
                 str(sum(x.calls for x in cost.operations.values())),
             )
-    return found
+    return rows.table
 
 
 def kernels(records: list[dict[str, Any]]) -> Table:
     """A row for each kernel and each torch operation of each pass."""
-    found = Table(box=box.SIMPLE_HEAD, title="By kernel", title_justify="left", title_style="bold")
-    columns(
-        found,
-        ("operator", "K×V", "pass", "schedule", "kernel"),
-        (
-            "launches", "programs", "read, kB", "written, kB", "distinct, kB", "of it atomic, kB",
-            "MFLOP", "products", "Marith.", "Mspecial",
-        ),
+    costs = [from_json(one["cost"]) for record in records for one in record["passes"].values()]
+    atomic = any(x.atomic for cost in costs for x in cost.kernels.values())
+    rows = Rows(
+        "By kernel", records, ("kernel",),
+        ("launches", "programs", "read kB", "written kB", "distinct kB", *(["atomic kB"] if atomic else []),
+         "MFLOP", "products", "M arith.", "M special"),
     )  # fmt: skip
     for record in records:
-        case, shape = record["case"], record["shape"]
         for name, one in record["passes"].items():
             cost = from_json(one["cost"])
-            first = (label(record), f"{shape['K']}×{shape['V']}", name, case["schedule"])
             for kernel, x in cost.kernels.items():
-                found.add_row(
-                    *first, kernel, str(x.launches), str(x.programs), kilobytes(x.read), kilobytes(x.written),
-                    kilobytes(x.distinct), kilobytes(x.atomic), millions(x.nominal),
+                rows.add(
+                    record, name, kernel, str(x.launches), str(x.programs), kilobytes(x.read),
+                    kilobytes(x.written), kilobytes(x.distinct), *([kilobytes(x.atomic)] if atomic else []),
+                    millions(x.nominal),
                     ", ".join(f"{p}{f' ({p.times}×)' if p.times > 1 else ''}" for p in x.flops) or "-",
                     millions(x.arithmetic), millions(x.special),
                 )  # fmt: skip
             for operation, y in cost.operations.items():
-                found.add_row(
-                    *first, f"torch {operation}", str(y.calls), "-", kilobytes(y.read), kilobytes(y.written),
-                    kilobytes(y.moved), "-", millions(y.flops), "-", "-", "-",
+                rows.add(
+                    record, name, f"torch {operation}", str(y.calls), "-", kilobytes(y.read),
+                    kilobytes(y.written), kilobytes(y.moved), *(["-"] if atomic else []),
+                    millions(y.flops), "-", "-", "-",
                 )  # fmt: skip
-    return found
+    return rows.table
+
+
+SHORT = {"registers": "regs", "shared memory": "shared", "warps": "warps", "programs": "most"}
+
+
+def machine(records: list[dict[str, Any]]) -> Table:
+    """A row for each kernel that was compiled."""
+    rows = Rows(
+        "Compiled", records, ("kernel", "block"),
+        ("warps", "regs", "spill", "shared B", "fit", "matrix", "float", "MUFU", "global l/s", "shared l/s",
+         "bar.", "shfl"),
+    )  # fmt: skip
+    for record in records:
+        for row in record["compiled"]:
+            kinds, fit = row["kinds"], row["occupancy"]
+            rows.add(
+                record, row["pass"], row["kernel"], row["block"], str(row["warps"]), str(row["registers"]),
+                str(row["spills"]), f"{row['shared']:,}", f"{fit['programs']} {SHORT[fit['limit']]}",
+                str(kinds["matrix"]), str(kinds["float"]), str(kinds["special"]),
+                f"{kinds['global load']}/{kinds['global store']}",
+                f"{kinds['shared load']}/{kinds['shared store']}", str(kinds["barrier"]),
+                str(kinds["shuffle"]), style="red" if row["spills"] or not fit["programs"] else None,
+            )  # fmt: skip
+    return rows.table
+
+
+def modelled(records: list[dict[str, Any]], measured: bool) -> Table:
+    """A row for each pass of each call on each card and number of sequences."""
+    rows = Rows(
+        "Modelled, not measured: peak rates, no latencies", records, ("card",),
+        ("sequences", "µs model", "× least", "bound by", "of the card",
+         *(("µs measured", "× model") if measured else ())),
+    )  # fmt: skip
+    for record in records:
+        for name, one in record["passes"].items():
+            for m in one["model"]:
+                real = m.get("measured_seconds")
+                more = (f"{real * 1e6:,.1f}", times(real, m["seconds"])) if real else ("-", "-")
+                rows.add(
+                    record,
+                    name,
+                    m["card"],
+                    str(m["sequences"]),
+                    f"{m['seconds'] * 1e6:,.2f}",
+                    times(m["seconds"], m["least_seconds"]),
+                    m["bound"],
+                    f"{m['share']:.0%}",
+                    *(more if measured else ()),
+                )
+    return rows.table
