@@ -208,7 +208,6 @@ def step(
     operands = (q_t, k_t, v_t, la, A, lb, state)
     checks.reverse_mode(*operands)
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    compiling = torch.compiler.is_compiling()
     if inplace:
         checks.writable_state(state, accumulation_dtype(*operands), needs_grad)
     if backend == "triton" and needs_grad:
@@ -216,8 +215,7 @@ def step(
             "backend is 'triton' where a gradient is needed, which its step does not have; accepted: "
             "'auto' or 'torch', or a call under torch.no_grad()"
         )
-    if not compiling:
-        checks.backend(backend, "auto", v_t)
+    checks.backend(backend, "auto", v_t)
 
     if checks.always_checking():
         if A is not None and la is not None:
@@ -226,7 +224,7 @@ def step(
             checks.log_values("log_decay_t", la)
         checks.log_values("log_decay_v_t", lb)
 
-    if backend == "auto" and v_t.is_cuda and not (needs_grad or compiling):
+    if backend == "auto" and v_t.is_cuda and not (needs_grad or torch.compiler.is_compiling()):
         backend = "triton" if triton_core.available(v_t) else "torch"
     if backend == "triton":
         if inplace and state is not None:

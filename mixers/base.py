@@ -328,6 +328,7 @@ class RecurrentMixer(Mixer):
                 state=state.recurrent,
                 scale=core.scale,
                 mask=None if tokens.valid is None else tokens.valid[:, 0],
+                backend="torch" if self.backend == "torch" else "auto",
             )
             o = o[:, None]
         else:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, MixerState, build
+from mixerzoo.kernels import step
+from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, MixerState, base, build
 
 D = 6
 few = settings(
@@ -491,3 +492,18 @@ def test_registry() -> None:
     for name, entry in REGISTRY.items():
         assert entry.name == name
         assert entry.family and entry.decay and entry.gating and "arXiv:" in entry.paper
+
+
+def test_backend_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "torch" reaches the core; "triton" must not refuse a step that needs a gradient."""
+    seen = []
+
+    def note(*args, backend, **options):  # type: ignore[no-untyped-def]
+        seen.append(backend)
+        return step(*args, **options)
+
+    monkeypatch.setattr(base, "step", note)
+    layer = build("linear-attention", 8)
+    for layer.backend in ("auto", "torch", "triton"):
+        layer.step(torch.randn(1, 8))
+    assert seen == ["auto", "torch", "auto"]
