@@ -150,6 +150,7 @@ def test_occupancy_by_hand():
     # 129 are given as 136: 4352 per warp, 3 in each part: 12 warps
     assert model.occupancy(h100, 4, 129, 0) == model.Occupancy(3, "registers")
     assert model.occupancy(h100, 8, 129, 0) == model.Occupancy(1, "registers")
+    assert model.occupancy(h100, 1, 129, 0) == model.Occupancy(12, "registers")
     # 99 KB and one of its own: two in 228
     assert model.occupancy(h100, 4, 32, 99 * 1024) == model.Occupancy(2, "shared memory")
     assert model.occupancy(CARDS["A100"], 4, 32, 99 * 1024) == model.Occupancy(1, "shared memory")
@@ -388,3 +389,13 @@ def test_without_triton(monkeypatch, capsys):
     monkeypatch.setattr(command, "HAVE_TRITON", False)
     assert command.run(types.SimpleNamespace()) == 2
     assert "not installed" in capsys.readouterr().err
+
+
+@needs_triton
+def test_the_example_of_the_documentation_runs(tmp_path):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "cost.md").read_text(encoding="utf-8")
+    program = tmp_path / "example.py"
+    program.write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    run = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("14004 0")
