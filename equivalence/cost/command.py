@@ -40,6 +40,8 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ...kernels.triton_core.aot import TARGETS
 
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
     many = "may be given several times; default "
 
     def choice(option: str, choices: Any, text: str, **more: Any) -> None:
@@ -287,7 +289,7 @@ def report(args: argparse.Namespace, records: list[dict[str, Any]], measured: st
     print(
         f"T = {args.length}, one sequence. moved: bytes that kernels and torch operations ask for; distinct: "
         "with each launch counting\nan address once; least: inputs read once, outputs written once, products "
-        "of the cheapest form (docs/cost.md)."
+        "of the cheapest form; launches:\nof kernels + of torch operations (docs/cost.md)."
     )
     if args.compile or args.model:
         print(

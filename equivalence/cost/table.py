@@ -75,7 +75,7 @@ def counts(records: list[dict[str, Any]]) -> Table:
     """A row for each pass of each call: bytes, products, launches, and the first two against the least."""
     rows = Rows(
         "Counted", records, (),
-        ("moved kB", "× least", "distinct kB", "× least", "MFLOP", "× least", "kernels", "torch"),
+        ("moved kB", "×least", "distinct kB", "×least", "MFLOP", "×least", "launches"),
     )  # fmt: skip
     for record in records:
         for name, one in record["passes"].items():
@@ -89,8 +89,8 @@ def counts(records: list[dict[str, Any]]) -> Table:
                 times(cost.distinct, least["bytes"]),
                 millions(cost.executed) if cost.executed else "-",
                 times(cost.executed, least["flops"]),
-                str(sum(x.launches for x in cost.kernels.values())),
-                str(sum(x.calls for x in cost.operations.values())),
+                f"{sum(x.launches for x in cost.kernels.values())} + "
+                f"{sum(x.calls for x in cost.operations.values())}",
             )
     return rows.table
 
@@ -152,7 +152,7 @@ def modelled(records: list[dict[str, Any]], measured: bool) -> Table:
     """A row for each pass of each call on each card and number of sequences."""
     rows = Rows(
         "Modelled, not measured: peak rates, no latencies", records, ("card",),
-        ("sequences", "µs model", "× least", "bound by", "of the card",
+        ("sequences", "µs model", "×least", "bound by", "of the card",
          *(("µs measured", "× model") if measured else ())),
     )  # fmt: skip
     for record in records:
