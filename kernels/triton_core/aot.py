@@ -97,9 +97,7 @@ class Launch:
     def block(self) -> str:
         """Its block sizes, to be shown."""
         p = self.plan
-        if hasattr(p, "block"):
-            return str(p.block)
-        return f"{p.C}x{p.BK}x{p.BV}" + (f"x{p.BH}" if p.regime == "recurrent" else "")
+        return str(p.block) if hasattr(p, "block") else f"{p.BH}x{p.BK}x{p.BV}"
 
     def key(self) -> tuple[Any, ...]:
         """Two launches with one key compile to the same."""
@@ -186,7 +184,9 @@ def trace(
 
 
 def launches(case: Case) -> list[Launch]:
-    """The different launches which forward and backward of a case would make."""
+    """The different launches which forward, backward and (of a fused case) one step would make."""
+    from . import one_step
+
     target, dtype, D = TARGETS[case.target], DTYPES[case.dtype], case.head_dim
     decay_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     B, T, H, K, V = 8, 4096, 16, D, D
@@ -219,7 +219,7 @@ def launches(case: Case) -> list[Launch]:
         state = tensor(8, H, K, V)
     if "mask" in case.variants:
         mask = tensor(B, T, dtype=torch.bool)
-    options = {
+    options: dict[str, Any] = {
         "read": "before" if "before" in case.variants else "after",
         "reverse": "reverse" in case.variants,
     }
@@ -228,6 +228,19 @@ def launches(case: Case) -> list[Launch]:
     found: dict[Any, Launch] = {}
     for one in trace(operands, do, state, target, case.schedule, **options):
         found.setdefault(one.key(), one)
+    if case.schedule == "fused" and not packed:
+
+        def record(kernel: Any, grid: int, arguments: dict[str, Any], plan: Any) -> None:
+            one = Launch(kernel, grid, arguments, plan, False)
+            found.setdefault(one.key(), one)
+
+        def first(x: torch.Tensor | None) -> Any:
+            return None if x is None else x[:, 0]
+
+        one_step.step(
+            first(q), first(k), first(v), first(log_decay), outer, first(log_decay_v), state, first(mask),
+            scale=0.125, read=options["read"], target=target, run=record,
+        )  # fmt: skip
     return list(found.values())
 
 

@@ -49,6 +49,7 @@ def test_the_whole_family_is_there(rows):
         "chunk_backward",
         "recurrent_forward",
         "recurrent_backward",
+        "step_kernel",
     }
     assert {row.decay for row in rows} == set(aot.DECAYS)
 
@@ -129,6 +130,8 @@ def test_launches_of_a_split_call():
     fused, split = ([x.kernel.__name__ for x in aot.launches(aot.Case("sm_90", "scalar", "bfloat16", 64, s))]
                     for s in ("fused", "split"))  # fmt: skip
     assert fused != split
+    assert "step_kernel" in fused  # one step has no schedule
+    assert "step_kernel" not in split
     grids = {x.kernel.__name__: x.grid for x in aot.launches(aot.Case("sm_90", "hgrn", "bfloat16", 64))}
     assert grids["recurrent_forward"] == 8  # one block of values, one head, eight sequences
 
