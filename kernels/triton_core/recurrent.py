@@ -13,7 +13,8 @@ The gradient of a log-decay is the product (decay * state before) * (gradient of
 decay 0. A masked step loads k, v and decays as zeros, so it leaves the state as it is, whatever they hold.
 """
 
-# ruff: noqa: RUF005 (Triton does not unpack tuples)
+# mypy: disable-error-code="assignment"
+# ruff: noqa: RUF005, SIM109 (Triton neither unpacks tuples nor knows `in`)
 
 import triton
 import triton.language as tl
@@ -64,17 +65,18 @@ def put(x, g, y):
 
 @triton.jit
 def load_groups(
-    p, start, h, e, inside, sh, sk, sv, K: tl.constexpr, GROUPS: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr,
-    BV: tl.constexpr, THERE: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    p, start, h, e, inside, sh, sk, sv, K: tl.constexpr, GROUPS: tl.constexpr, BK: tl.constexpr,
+    BH: tl.constexpr, BV: tl.constexpr, THERE: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """[GROUPS, BK, BH, BV] from p + start, zeros where nothing is there. Group by group, like every other
     access: a tile of all keys would be spread over lanes by keys."""
     x = tl.zeros([GROUPS, BK, BH, BV], ACC)
     if THERE:
+        p += start + (h * sh + keys_of(0, BK, INDEX) * sk + e * sv)
         for g in range(GROUPS):
-            d = keys_of(g, BK, INDEX)
-            y = tl.load(p + start + (h * sh + d * sk + e * sv), mask=inside & (d < K), other=0.0)
+            y = tl.load(p, mask=inside & (keys_of(g, BK, INDEX) < K), other=0.0)
             x = put(x, g, y.to(ACC))
+            p += BK * sk
     return x
 
 
@@ -83,7 +85,7 @@ def store_groups(
     p, h, e, inside, x, sh, sk, K: tl.constexpr, SUM: tl.constexpr, GROUPS: tl.constexpr, BK: tl.constexpr,
     INDEX: tl.constexpr,
 ):  # fmt: skip
-    """The inverse, to a contiguous tensor; SUM: sums over values."""
+    """The inverse, where values are contiguous; SUM: sums over them."""
     for g in range(GROUPS):
         d = keys_of(g, BK, INDEX)
         y = pick(x, g)
@@ -101,9 +103,8 @@ def first_token(start, length, first, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def steps_there(mask, t, smt, start, length, MASK: tl.constexpr, STEP: tl.constexpr, C: tl.constexpr):
-    """For each of C steps: whether it exists; and whether it also is not masked."""
-    left = tl.minimum(length - start, C).to(tl.int32)
+def steps_there(mask, t, smt, left, MASK: tl.constexpr, STEP: tl.constexpr, C: tl.constexpr):
+    """For each of C steps, of which `left` exist: whether it does; and whether it also is not masked."""
     live, own = (), ()
     for i in tl.static_range(C):
         there = i < left
@@ -116,12 +117,16 @@ def steps_there(mask, t, smt, start, length, MASK: tl.constexpr, STEP: tl.conste
 
 
 @triton.jit
-def rows(p, t, st, at, live, inside, STEP: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
-    """C rows from base pointer p, of tokens t, t + STEP, ...; offsets `at` in a row, 0 where nothing is."""
+def rows(
+    p, t, st, at, live, inside, STEP: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr,
+    FIRST: tl.constexpr = 0,
+):  # fmt: skip
+    """C rows from base pointer p, of tokens t, t + STEP, ..., which are the steps FIRST, ... of `live`;
+    offsets `at` in a row, 0 where nothing is."""
     p += t * st + at
     found = ()
     for i in tl.static_range(C):
-        found = found + (tl.load(p, mask=inside & live[i], other=0.0).to(ACC),)
+        found = found + (tl.load(p, mask=inside & live[FIRST + i], other=0.0).to(ACC),)
         p += STEP * st  # step by step: i * st would be kept in registers for every i
     return found
 
@@ -190,36 +195,44 @@ def zero_rows(C: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.conste
 
 
 @triton.jit
-def eight(x):
-    """Eight tiles as one, [BK, BH, BV, 8]: so that lanes wait for each other once, not eight times."""
-    even = tl.join(tl.join(x[0], x[4]), tl.join(x[2], x[6]))
-    odd = tl.join(tl.join(x[1], x[5]), tl.join(x[3], x[7]))
-    return tl.reshape(tl.join(even, odd), [x[0].shape[0], x[0].shape[1], x[0].shape[2], 8])
+def eight(x, FIRST: tl.constexpr):
+    """Eight rows, from FIRST, as one tile [8, BK, BH, BV]: so that lanes wait for each other once per sum,
+    not eight times. Rows stay in the registers where they are: the comparisons are known at compile time."""
+    r = tl.arange(0, 8)[:, None, None, None]
+    tile = tl.zeros([8, x[0].shape[0], x[0].shape[1], x[0].shape[2]], x[0].dtype)
+    for i in tl.static_range(8):
+        tile = tl.where(r == i, x[FIRST + i][None, :, :, :], tile)
+    return tile
 
 
 @triton.jit
-def store_rows(p, t, st, at, live, inside, x, scale, STEP: tl.constexpr, C: tl.constexpr):
-    """The sums over keys of C rows to base pointer p."""
-    p += t * st + at
-    for i in tl.static_range(C):
-        tl.store(p, tl.sum(x[i], 0)[None, :, :] * scale, mask=inside & live[i])
-        p += STEP * st
+def store_eight(p, st, at, inside, left, x, STEP: tl.constexpr):
+    """x [8, ...] to the tokens p, p + STEP * st, ..., of which `left` exist; offsets `at` [1, ...] in one."""
+    r = tl.arange(0, 8)[:, None, None]
+    tl.store(p + ((r * STEP).to(at.dtype) * st + at), x, mask=inside & (r < left))
 
 
 @triton.jit
-def store_sums(p, t, heads, ih, h, in_h, d, start, length, x, K: tl.constexpr, SHARE: tl.constexpr,
+def store_channels(p, t, H, V: tl.constexpr, h, e, inside, left, x, scale, STEP: tl.constexpr,
+                   C: tl.constexpr):  # fmt: skip
+    """Sums over keys of C rows to p [tokens, H, V]."""
+    for b in tl.static_range(0, C, 8):
+        y = tl.sum(eight(x, b), 1) * scale
+        store_eight(p + (t + b * STEP) * H * V, H * V, h * V + e, inside, left - b, y, STEP)
+
+
+@triton.jit
+def store_keys(p, t, heads, ih, h, d, inside, left, x, K: tl.constexpr, SHARE: tl.constexpr,
                STEP: tl.constexpr):  # fmt: skip
-    """Eight steps' sums over values (and over heads, if they SHARE what this is the gradient of) to
-    p [tokens, heads, K]."""
-    x = tl.sum(eight(x), 2)
-    r = tl.arange(0, 8)[None, None, :]
-    at = (r * STEP).to(d.dtype) * heads * K + d
-    ok = (start + r < length) & (d < K)
+    """Sums over values of eight rows, and over heads if they SHARE an input, to p [tokens, heads, K]."""
+    x = tl.sum(eight(x, 0), 3)
     p += t * heads * K
     if SHARE:
-        tl.store(p + ih * K + at, tl.sum(x, 1)[:, None, :], mask=ok)
+        at = tl.trans(d, 2, 0, 1)
+        store_eight(p + ih * K, heads * K, at, at < K, left, tl.sum(x, 2)[:, :, None], STEP)
     else:
-        tl.store(p + (at + h * K), x, mask=ok & in_h)
+        at, inside = tl.trans(h * K + d, 2, 0, 1), tl.trans(inside & (d < K), 2, 0, 1)
+        store_eight(p, heads * K, at, inside, left, x, STEP)
 
 
 @triton.jit
@@ -232,10 +245,10 @@ def walk(
     STORE: tl.constexpr, OUTPUT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """The block of C steps from `start`, beginning with the state S: the state after it, the block's rows of
-    outputs if OUTPUT, and which of its steps exist. STORE: S to states [slots, K, H, V], if its turn comes."""
+    outputs if OUTPUT. STORE: S to states [slots, K, H, V], if its turn comes."""
     STEP: tl.constexpr = -1 if REVERSE else 1
     t = first_token(start, length, first, REVERSE)
-    live, own = steps_there(mask, t, smt, start, length, MASK, STEP, C)
+    live, own = steps_there(mask, t, smt, tl.minimum(length - start, C).to(tl.int32), MASK, STEP, C)
     vs = rows(v, t, svt, h * svh + e * svd, own, in_s, STEP, C, ACC)
     xs, ws = step_decays(la, lb, t, h, e, own, in_h, in_s, sat, sah, sbt, sbh, sbd, STEP, C, KEY, VALUE,
                          FIXED_A, FIXED_B, ACC)  # fmt: skip
@@ -259,7 +272,7 @@ def walk(
         if OUTPUT:
             outs = found
         S = put(S, g, s)
-    return S, outs, live
+    return S, outs
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -299,15 +312,15 @@ def recurrent_forward(
                     ACC)  # fmt: skip
     slot = slot_of(n, first, T, C * SUB, VARLEN)
     for c in range(((length + C - 1) // C).to(tl.int32)):
-        S, outs, live = walk(
+        S, outs = walk(
             S, a, q, k, v, la, lb, mask, states, slot, c * C, length, first, h, e, hq, hk, in_h, in_q,
-            in_k, in_s, H, sqt, sqh, sqd, skt, skh, skd, svt, svh, svd, sat, sah, sad, sbt, sbh, sbd, smt, K, V, BK,
-            BH, BV, C, SUB, GROUPS, KEY, VALUE, FIXED_A, FIXED_B, MASK, STRICT, REVERSE, STORE, OUTPUT, ACC,
-            INDEX,
+            in_k, in_s, H, sqt, sqh, sqd, skt, skh, skd, svt, svh, svd, sat, sah, sad, sbt, sbh, sbd, smt, K,
+            V, BK, BH, BV, C, SUB, GROUPS, KEY, VALUE, FIXED_A, FIXED_B, MASK, STRICT, REVERSE, STORE, OUTPUT,
+            ACC, INDEX,
         )  # fmt: skip
         if OUTPUT:
-            t = first_token(c * C, length, first, REVERSE)
-            store_rows(o + row * T * H * V, t, H * V, h * V + e, live, in_s, outs, scale, STEP, C)
+            token = row * T + first_token(c * C, length, first, REVERSE)
+            store_channels(o, token, H, V, h, e, in_s, length - c * C, outs, scale, STEP, C)
     if OUTPUT:
         store_groups(final + n * H * K * V, h, e, in_s, S, K * V, V, K, False, GROUPS, BK, INDEX)
 
@@ -326,7 +339,7 @@ def recurrent_backward(
 ):  # fmt: skip
     """Gradients. dq, dk [blocks of V, tokens, H or (SHARE) blocks of H, K] are sums over one program's values
     and (SHARE) heads, added by the caller; dla [blocks of V, tokens, H(, K)], or (FIXED_A)
-    [blocks of V, N, H], and dA [blocks of V, N, H, K] likewise; dv, dlb [tokens, H, V], or (FIXED_B)
+    [blocks of V, N, H], and dA [blocks of V, N, K, H] likewise; dv, dlb [tokens, H, V], or (FIXED_B)
     dlb [N, H, V]; ds0 [N, H, K, V] if FINAL. INITIAL: dstate [N, H, K, V] is given."""
     STEP: tl.constexpr = -1 if REVERSE else 1
     SUMS: tl.constexpr = VALUE or KEY == SCALAR  # gradients of decays which are the same for all keys
@@ -335,6 +348,7 @@ def recurrent_backward(
     row, first, length = span(cu_seqlens, n, T, VARLEN)
     in_h, in_v = h < H, e < V
     heads = tl.cdiv(H, BH)
+    nq, nk = (heads if SHARE_Q else H), (heads if SHARE_K else H)
     hq, in_q = heads_of(h, ih, in_h, group_q, SHARE_Q, BH, INDEX)
     hk, in_k = heads_of(h, ih, in_h, group_k, SHARE_K, BH, INDEX)
     in_s = in_h & in_v
@@ -362,13 +376,14 @@ def recurrent_backward(
             stored = states + (slot + c // SUB) * K * H * V
             S = load_groups(stored, 0, h, e, in_s, V, H * V, 1, K, GROUPS, BK, BH, BV, True, INDEX, ACC)
             for m in range(c // SUB * SUB, c):
-                S, _, _ = walk(
+                S, _ = walk(
                     S, a, q, k, v, la, lb, mask, states, slot, m * C, length, first, h, e, hq, hk, in_h, in_q,
                     in_k, in_s, H, sqt, sqh, sqd, skt, skh, skd, svt, svh, svd, sat, sah, sad, sbt, sbh, sbd,
-                    smt, K, V, BK, BH, BV, C, SUB, GROUPS, KEY, VALUE, FIXED_A, FIXED_B, MASK, STRICT, REVERSE,
-                    False, False, ACC, INDEX,
+                    smt, K, V, BK, BH, BV, C, SUB, GROUPS, KEY, VALUE, FIXED_A, FIXED_B, MASK, STRICT,
+                    REVERSE, False, False, ACC, INDEX,
                 )  # fmt: skip
-        live, own = steps_there(mask, t, smt, c * C, length, MASK, STEP, C)
+        left = tl.minimum(length - c * C, C).to(tl.int32)
+        live, own = steps_there(mask, t, smt, left, MASK, STEP, C)
         vs = rows(v, t, svt, h * svh + e * svd, own, in_s, STEP, C, ACC)
         dos = rows(do + row * sob, t, sot, h * soh + e * sod, live, in_s, STEP, C, ACC)
         xs, ws = step_decays(la, lb, t, h, e, own, in_h, in_s, sat, sah, sbt, sbh, sbd, STEP, C, KEY, VALUE,
@@ -399,17 +414,16 @@ def recurrent_backward(
                     x += ks[i] * vs[i]
                     reads = reads + ((s if STRICT else x) * (dos[i] * scale),)
                     s = x
-                store_sums(dq + iv * tokens * (heads if SHARE_Q else H) * K, token + b * STEP,
-                           heads if SHARE_Q else H, ih, h, in_h, d, c * C + b, length, reads, K, SHARE_Q,
-                           STEP)  # fmt: skip
-            qs = rows(q, t, sqt, hq * sqh + d * sqd, live, in_q & (d < K), STEP, C, ACC)
+                store_keys(dq + iv * tokens * nq * K, token + b * STEP, nq, ih, h, d, in_h, left - b, reads,
+                           K, SHARE_Q, STEP)  # fmt: skip
             f = pick(F, g)  # the gradient of the state after a step, as far as later steps give it
             sum_a = tl.zeros([BK, BH, BV], ACC)
             dvs_new, dxs_new, dws_new = (), (), ()
             for b in tl.static_range(C - 8, -1, -8):
+                q8 = rows(q, t + b * STEP, sqt, hq * sqh + d * sqd, live, in_q & (d < K), STEP, 8, ACC, b)
                 writes, us = (), ()
                 for i in tl.static_range(b + 7, b - 1, -1):
-                    y = qs[i] * (dos[i] * scale)
+                    y = q8[i - b] * (dos[i] * scale)
                     G = f if STRICT else f + y
                     writes = (G * vs[i],) + writes
                     dvs_new = (dvs[i] + G * ks[i],) + dvs_new
@@ -422,15 +436,15 @@ def recurrent_backward(
                     if KEY == VECTOR:
                         us = (u,) + us
                     if KEY == OUTER:
-                        dxs_new = (dxs[i] + u * a_g,) + dxs_new
+                        # A = -inf (here -1e30) decays no faster where dt is 0 than where it is not
+                        dxs_new = (dxs[i] + tl.where(a_g > -1e29, u * a_g, 0.0),) + dxs_new
                         # a reset through dt = inf has gradient 0, which inf * 0 would make NaN
                         sum_a += tl.where(u == 0.0, 0.0, u * xs[i])
-                store_sums(dk + iv * tokens * (heads if SHARE_K else H) * K, token + b * STEP,
-                           heads if SHARE_K else H, ih, h, in_h, d, c * C + b, length, writes, K, SHARE_K,
-                           STEP)  # fmt: skip
+                store_keys(dk + iv * tokens * nk * K, token + b * STEP, nk, ih, h, d, in_h, left - b, writes,
+                           K, SHARE_K, STEP)  # fmt: skip
                 if KEY == VECTOR:
-                    store_sums(dla + iv * tokens * H * K, token + b * STEP, H, ih, h, in_h, d, c * C + b,
-                               length, us, K, False, STEP)  # fmt: skip
+                    store_keys(dla + iv * tokens * H * K, token + b * STEP, H, ih, h, d, in_h, left - b, us,
+                               K, False, STEP)  # fmt: skip
             F = put(F, g, f)
             dvs = dvs_new
             if SUMS:
@@ -438,21 +452,17 @@ def recurrent_backward(
             if KEY == OUTER:
                 dxs = dxs_new
                 da = put(da, g, pick(da, g) + sum_a)
-        store_rows(dv, token, H * V, h * V + e, live, in_s, dvs, 1.0, STEP, C)
+        store_channels(dv, token, H, V, h, e, in_s, left, dvs, 1.0, STEP, C)
         if SUMS:
             for i in tl.static_range(C):
                 constant += dws[i]
         if VALUE and not FIXED_B:
-            store_rows(dlb, token, H * V, h * V + e, live, in_s, dws, 1.0, STEP, C)
+            store_channels(dlb, token, H, V, h, e, in_s, left, dws, 1.0, STEP, C)
         if KEY == OUTER or (KEY == SCALAR and not FIXED_A):
-            zero = tl.zeros([1, 1, 1], INDEX)
             for b in tl.static_range(0, C, 8):
-                part = ()
-                for i in tl.static_range(b, b + 8):
-                    total = dxs[i] if KEY == OUTER else dws[i]
-                    part = part + (tl.sum(total, 0)[None, :, :],)
-                store_sums(dla + iv * tokens * H, token + b * STEP, H, ih, h, in_h, zero, c * C + b, length,
-                           part, 1, False, STEP)  # fmt: skip
+                y = tl.sum(tl.sum(eight(dxs if KEY == OUTER else dws, b), 1), 2)[:, :, None]
+                at = dla + (iv * tokens + token + b * STEP) * H
+                store_eight(at, H, h, in_h, left - b, y, STEP)
     walks = tl.num_programs(0).to(tl.int64) // tl.cdiv(V, BV) // heads
     if KEY == SCALAR and FIXED_A:
         total = tl.sum(tl.sum(constant, 0), 1)[None, :, None]
@@ -460,6 +470,6 @@ def recurrent_backward(
     if FIXED_B:
         tl.store(dlb + n * H * V + (h * V + e), tl.sum(constant, 0)[None, :, :], mask=in_s)
     if KEY == OUTER:
-        store_groups(dA + (iv * walks + n) * H * K, h, h * 0, in_h, da, K, 1, K, True, GROUPS, BK, INDEX)
+        store_groups(dA + (iv * walks + n) * K * H, h, h * 0, in_h, da, 1, H, K, True, GROUPS, BK, INDEX)
     if FINAL:
         store_groups(ds0 + n * H * K * V, h, e, in_s, F, K * V, V, K, False, GROUPS, BK, INDEX)

@@ -38,10 +38,11 @@ def plan(x: Problem) -> Plan:
     large as the outputs, and needs registers beside the states. It does not depend on the target: what
     forward stored must have the shape that backward expects."""
     double = x.acc.itemsize == 8
-    BK = power(-(-x.K // 8))
-    width = max(64 if BK == 1 else 128, BK)
-    BV = min(power(x.V), width // BK)
-    BH = min(power(x.H), width // (BK * BV))
+    BK = min(power(-(-x.K // 4)), 256)
+    channels = min(64, 256 // BK)
+    width = BK * channels
+    BV = min(power(x.V), channels)
+    BH = min(power(x.H), channels // BV)
     BK = min(power(x.K), width // (BH * BV))
     C, SUB = (8, 4) if double else (24, 1) if x.K <= BK else (16, 2)
     return Plan(C, SUB, BK, BH, BV, max(1, BK * BH * BV // x.target.warp))
@@ -119,7 +120,7 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
         else:
             dla = partial(x.log_decay, x.B, x.T, x.H, *((x.K,) if x.key == VECTOR else ()))
     if x.outer is not None:
-        dA = partial(x.outer, x.N, x.H, x.K, lone=x.N == 1)
+        dA = partial(x.outer, x.N, x.K, x.H, lone=x.N == 1)
     if x.log_decay_v is not None:
         fixed = arguments["FIXED_B"]
         shape = (x.N,) if fixed else (x.B, x.T)
@@ -135,7 +136,7 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
     if dla is not None and x.log_decay is not None:
         dla = (total(total(dla)) if arguments["FIXED_A"] else total(dla)).to(x.log_decay.dtype)
     if dA is not None and x.outer is not None:
-        dA = total(total(dA)).to(x.outer.dtype)
+        dA = total(total(dA)).mT.to(x.outer.dtype)
     if dlb is not None and x.log_decay_v is not None and arguments["FIXED_B"]:
         dlb = total(dlb).to(x.log_decay_v.dtype)
     return gather(dq, x.q), gather(dk, x.k), dv, dla, dA, dlb, ds0
