@@ -69,7 +69,8 @@ def load_groups(
     BH: tl.constexpr, BV: tl.constexpr, THERE: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """[GROUPS, BK, BH, BV] from p + start, zeros where nothing is there. Group by group, like every other
-    access: a tile of all keys would be spread over lanes by keys."""
+    access: a tile of all keys would be spread over lanes by keys. So would one whose keys are known to be
+    contiguous: hence the strides that kernels do not specialize, and `cols`, which is V."""
     x = tl.zeros([GROUPS, BK, BH, BV], ACC)
     if THERE:
         p += start + (h * sh + keys_of(0, BK, INDEX) * sk + e * sv)
@@ -275,10 +276,10 @@ def walk(
     return S, outs
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "cols", "sik", "sAd"])
 def recurrent_forward(
     q, k, v, la, A, lb, mask, initial, states, o, final, cu_seqlens, scale: tl.float64,
-    T, H, group_q, group_k,
+    T, H, cols, group_q, group_k,
     sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
     sbd, smb, smt, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
@@ -322,13 +323,13 @@ def recurrent_forward(
             token = row * T + first_token(c * C, length, first, REVERSE)
             store_channels(o, token, H, V, h, e, in_s, length - c * C, outs, scale, STEP, C)
     if OUTPUT:
-        store_groups(final + n * H * K * V, h, e, in_s, S, K * V, V, K, False, GROUPS, BK, INDEX)
+        store_groups(final + n * H * K * V, h, e, in_s, S, K * V, cols, K, False, GROUPS, BK, INDEX)
 
 
-@triton.jit(do_not_specialize=["T", "tokens"])
+@triton.jit(do_not_specialize=["T", "tokens", "cols", "sik", "sAd"])
 def recurrent_backward(
     q, k, v, la, A, lb, mask, do, dstate, states, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens,
-    scale: tl.float64, T, H, tokens, group_q, group_k,
+    scale: tl.float64, T, H, tokens, cols, group_q, group_k,
     sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
     sbd, smb, smt, sob, sot, soh, sod, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
@@ -472,4 +473,4 @@ def recurrent_backward(
     if KEY == OUTER:
         store_groups(dA + (iv * walks + n) * K * H, h, h * 0, in_h, da, 1, H, K, True, GROUPS, BK, INDEX)
     if FINAL:
-        store_groups(ds0 + n * H * K * V, h, e, in_s, F, K * V, V, K, False, GROUPS, BK, INDEX)
+        store_groups(ds0 + n * H * K * V, h, e, in_s, F, K * V, cols, K, False, GROUPS, BK, INDEX)

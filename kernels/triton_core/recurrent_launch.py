@@ -58,6 +58,7 @@ def _common(x: Problem, p: Plan) -> dict[str, Any]:
         "BV": p.BV,
         "C": p.C,
         "SUB": p.SUB,
+        "cols": x.V,
         "GROUPS": power(-(-x.K // p.BK)),
         "FIXED_A": x.log_decay is not None and x.log_decay.dim() == 1,
         "FIXED_B": x.log_decay_v is not None and x.log_decay_v.dim() == 2,
