@@ -265,13 +265,15 @@ def _recurrence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, mask)
     o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size, save)
-    seen = apply_mask(x) if checks.checking(v) else x
-    if outer is None:
-        checks.log_values("log_decay", seen.log_decay)
-    elif seen.log_decay is not None:
-        checks.outer_values(seen.log_decay, outer)
-    checks.log_values("log_decay_v", seen.log_decay_v)
-    if uses_triton(x, o):
+    on_triton = uses_triton(x, o)
+    if checks.always_checking() or (checks.checking(v) and not on_triton):
+        seen = apply_mask(x)
+        if outer is None:
+            checks.log_values("log_decay", seen.log_decay)
+        elif seen.log_decay is not None:
+            checks.outer_values(seen.log_decay, outer)
+        checks.log_values("log_decay_v", seen.log_decay_v)
+    if on_triton:
         out, state, saved = triton_core.forward(*_for_triton(x), **_triton_options(o), save=save)
     else:
         out, state = torch_forward(x, o)

@@ -9,7 +9,7 @@ Three kernels serve every mixer; decay kind, read order, direction, masks and st
 
 What happens inside a chunk is in vector.py (TREE: a decay per key or per value) and scalar.py. Gradients of
 log-decays use only pairs whose weight holds that decay: exactly 0 where the decay is 0, and accurate relative
-to their own size. Where a segment is longer than a chunk, the backward walks it again from its stored start.
+to their own size. The backward reads the state before each chunk: its segments are chunks.
 
 Names: BK, BV padded block widths; DOT the dtype of matmul operands, ACC of sums; PREC the input precision of
 matmuls. Shapes in comments: C steps, K keys, V values of this block.
@@ -32,7 +32,16 @@ from .decay import (
     span,
     steps,
 )
-from .scalar import scalar_advance, scalar_outputs, scalar_retreat, scalar_through, scalar_within
+from .scalar import (
+    scalar_advance,
+    scalar_dk,
+    scalar_dq,
+    scalar_dv,
+    scalar_outputs,
+    scalar_pairs,
+    scalar_retreat,
+    shifted,
+)
 from .vector import vector_advance, vector_backward, vector_outputs, vector_retreat
 
 # Lengths and counts must not make new kernels.
@@ -40,14 +49,15 @@ COUNTS = ["N", "T", "H", "tokens"]
 
 
 @triton.jit
-def place(H, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr):
+def place(K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr):
     """Of this program: the sequence (or slot) and head, block of keys, block of values, and their columns."""
-    blocks, keys = tl.cdiv(V, BV), tl.cdiv(K, BK)
-    pid = tl.program_id(0).to(tl.int64)
-    iv, ik, n = pid % blocks, pid // blocks % keys, pid // (blocks * keys)
+    # three axes: what needs no division stays in uniform registers
+    block = tl.program_id(2)
+    blocks: tl.constexpr = (V + BV - 1) // BV
+    iv, ik = block % blocks, block // blocks
     d = (ik * BK).to(INDEX) + tl.arange(0, BK)
     e = (iv * BV).to(INDEX) + tl.arange(0, BV)
-    return n // H, n % H, ik, iv, d, e
+    return tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), ik.to(tl.int64), iv.to(tl.int64), d, e
 
 
 @triton.jit
@@ -75,7 +85,16 @@ def advance(
 ):  # fmt: skip
     if TREE:
         return vector_advance(S, k.to(ACC), v.to(ACC), lat, lbt, BK, BV, KEY, VALUE, C, DOT, PREC, ACC)
-    return scalar_advance(S, k, v, lat, KEY, C, DOT, PREC, ACC)
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        return scalar_advance(S, k, v, lat, KEY, C, DOT, PREC, ACC)
+
+
+@triton.jit
+def only(x, keep, MASK: tl.constexpr):
+    """A gradient [C, D], 0 at masked steps."""
+    if MASK:
+        x = tl.where(keep[:, None], x, 0.0)
+    return x
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -90,12 +109,11 @@ def chunk_states(
 ):  # fmt: skip
     """States at segment starts (ADJOINT: gradients of states at segment ends; k, v are then q, do).
 
-    states [slots, H, K, V], final [N, H, K, V] in ACC, contiguous. Grid: N * H * blocks of K * blocks of
-    V."""
+    states [slots, H, K, V], final [N, H, K, V] in ACC, contiguous. Grid: N, H, blocks of K * blocks of V."""
     scale = tl.full([], scale, ACC)
-    n, h, ik, iv, d, e = place(H, K, V, BK, BV, INDEX)
+    n, h, ik, iv, d, e = place(K, V, BK, BV, INDEX)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
-    in_k, in_v = d < K, e < V
+    in_k, in_v = d < (K if K % BK else K + BK), e < (V if V % BV else V + BV)
     k += row * skb + (h // group) * skh
     v += row * svb + h * svh
     a = tl.zeros([BK], ACC)
@@ -115,10 +133,10 @@ def chunk_states(
     slot = slot_of(n, first, T, SEGMENT, VARLEN)
     tile = d[:, None] * V + e[None, :]
     chunks = ((length + C - 1) // C).to(tl.int32)
-    per: tl.constexpr = SEGMENT // C
-    for i in range(chunks):
+    per = SEGMENT // C
+    for i in tl.range(0, chunks, disable_licm=True):
         c = chunks - 1 - i if ADJOINT else i
-        if c % per == (per - 1 if ADJOINT else 0) or i == 0:
+        if (c % per == (per - 1 if ADJOINT else 0)) | (i == 0):
             tl.store(states + ((slot + c // per) * H + h) * K * V + tile, S, mask=in_s)
         t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
         keep = kept(mask, t, rel, live, smt, MASK)
@@ -153,14 +171,14 @@ def chunk_forward(
     """Outputs o [blocks of K, B, T, H, V], to be added by the caller, and, unless SPLIT, final [N, H, K, V]
     in ACC.
 
-    Grid: N, or slots if SPLIT, * H * blocks of K * blocks of V. STRICT is read="before"."""
+    Grid: N, or slots if SPLIT; H; blocks of K * blocks of V. STRICT is read="before"."""
     scale = tl.full([], scale, ACC)
-    slot, h, ik, iv, d, e = place(H, K, V, BK, BV, INDEX)
+    slot, h, ik, iv, d, e = place(K, V, BK, BV, INDEX)
     n = slot
     if SPLIT:
         n = sequence_of(slot, cu_seqlens, N, T, SEGMENT, VARLEN)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
-    in_k, in_v = d < K, e < V
+    in_k, in_v = d < (K if K % BK else K + BK), e < (V if V % BV else V + BV)
     in_s = in_k[:, None] & in_v[None, :]
     tile = d[:, None] * V + e[None, :]
     q += row * sqb + (h // group_q) * sqh
@@ -187,7 +205,7 @@ def chunk_forward(
     elif INITIAL:
         seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
         S += tl.load(initial + seed, mask=in_s, other=0.0).to(ACC)
-    for c in range(begin, end):
+    for c in tl.range(begin, end, disable_licm=True):
         t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
         keep = kept(mask, t, rel, live, smt, MASK)
         qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
@@ -216,7 +234,7 @@ def chunk_backward(
     scale: tl.float64, N, T, H, tokens, group_q, group_k, sqb, sqt, sqh, sqd, skb, skt, skh, skd,
     svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sob, sot, soh, sod, smb, smt,
     sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    C: tl.constexpr, SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr,
+    C: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr,
     STRICT: tl.constexpr, REVERSE: tl.constexpr, MASK: tl.constexpr, SPLIT: tl.constexpr,
     INITIAL: tl.constexpr, FINAL: tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
     PREC: tl.constexpr, INDEX: tl.constexpr,
@@ -229,14 +247,13 @@ def chunk_backward(
     initial: the gradient of the final state [N, H, K, V], if INITIAL; states and (SPLIT) dstates from
     chunk_states. Grid: as chunk_forward."""
     scale = tl.full([], scale, ACC)
-    walk, h, ik, iv, d, e = place(H, K, V, BK, BV, INDEX)
-    blocks, keys = tl.cdiv(V, BV), tl.cdiv(K, BK)
+    walk, h, ik, iv, d, e = place(K, V, BK, BV, INDEX)
     n = walk
     if SPLIT:
-        n = sequence_of(walk, cu_seqlens, N, T, SEGMENT, VARLEN)
+        n = sequence_of(walk, cu_seqlens, N, T, C, VARLEN)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
-    slot = slot_of(n, first, T, SEGMENT, VARLEN)
-    in_k, in_v = d < K, e < V
+    slot = slot_of(n, first, T, C, VARLEN)
+    in_k, in_v = d < (K if K % BK else K + BK), e < (V if V % BV else V + BV)
     in_s = in_k[:, None] & in_v[None, :]
     tile = d[:, None] * V + e[None, :]
     q += row * sqb + (h // group_q) * sqh
@@ -253,7 +270,7 @@ def chunk_backward(
         if KEY == VECTOR:
             dla += ((iv * tokens + row * T) * H + h) * K
         else:
-            dla += ((iv * keys + ik) * tokens + row * T) * H + h
+            dla += ((iv * tl.cdiv(K, BK) + ik) * tokens + row * T) * H + h
     if KEY == OUTER:
         a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
     if VALUE:
@@ -264,30 +281,17 @@ def chunk_backward(
     G = tl.zeros([BK, BV], ACC)
     begin = 0
     end = ((length + C - 1) // C).to(tl.int32)
-    per: tl.constexpr = SEGMENT // C
     if SPLIT:
-        begin = ((walk - slot) * per).to(tl.int32)
-        end = tl.minimum(end, begin + per)
+        begin = (walk - slot).to(tl.int32)
+        end = tl.minimum(end, begin + 1)
         if begin < end:
             G += tl.load(dstates + (walk * H + h) * K * V + tile, mask=in_s, other=0.0)
     elif INITIAL:
         seed = n * sib + h * sih + d[:, None] * sik + e[None, :] * siv
         G += tl.load(initial + seed, mask=in_s, other=0.0).to(ACC)
-    for j in range(end - begin):
-        c = end - 1 - j
-        # the state before this chunk, from the stored start of its segment
-        S = tl.load(states + ((slot + c // per) * H + h) * K * V + tile, mask=in_s, other=0.0)
-        if per > 1:
-            S = S.to(ACC)
-            for p in range(c // per * per, c):
-                t, rel, live = steps(p * C, length, first, C, REVERSE, INDEX)
-                keep = kept(mask, t, rel, live, smt, MASK)
-                kt = load_rows(k, t, rel, keep, d, in_k, skt, skd)
-                vt = load_rows(v, t, rel, keep, e, in_v, svt, svd)
-                lat, lbt, _ = load_decays(
-                    la, lb, t, rel, keep, a, d, in_k, e, in_v, sat, sad, sbt, sbd, KEY, VALUE, TREE, C, ACC
-                )
-                S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, BK, BV, DOT, PREC, ACC)
+    for j in tl.range(begin, end, disable_licm=True):
+        c = end - 1 - (j - begin)
+        S = tl.load(states + ((slot + c) * H + h) * K * V + tile, mask=in_s, other=0.0)
         t, rel, live = steps(c * C, length, first, C, REVERSE, INDEX)
         keep = kept(mask, t, rel, live, smt, MASK)
         qt = load_rows(q, t, rel, live, d, in_k, sqt, sqd)
@@ -301,14 +305,16 @@ def chunk_backward(
         of_k, of_v = live[:, None] & in_k[None, :], live[:, None] & in_v[None, :]
         if TREE:
             gq, gk, gv, ua, ub, G = vector_backward(
-                qt.to(ACC) * scale, kt.to(ACC), vt.to(ACC), dot.to(ACC), S, G, lat, lbt, BK, BV, KEY, VALUE,
-                C, STRICT, DOT, PREC, ACC,
+                qt.to(ACC) * scale, kt.to(ACC), vt.to(ACC), dot.to(ACC), S, G, lat, lbt, BK, BV, KEY, VALUE, C,
+                STRICT, DOT, PREC, ACC,
             )  # fmt: skip
-            gq *= scale
+            tl.store(dq + t * (H * K) + to_k, gq * scale, mask=of_k)
+            tl.store(dk + t * (H * K) + to_k, only(gk, keep, MASK), mask=of_k)
+            tl.store(dv + t * (H * V) + to_v, only(gv, keep, MASK), mask=of_v)
             if VALUE:
-                tl.store(dlb + t * (H * V) + to_v, tl.where(keep[:, None], ub, 0.0), mask=of_v)
+                tl.store(dlb + t * (H * V) + to_v, only(ub, keep, MASK), mask=of_v)
             if KEY != NONE:
-                ua = tl.where(keep[:, None], ua, 0.0)
+                ua = only(ua, keep, MASK)
             if KEY == VECTOR:
                 tl.store(dla + t * (H * K) + to_k, ua, mask=of_k)
             if KEY == SCALAR:
@@ -318,21 +324,22 @@ def chunk_backward(
                 # a reset through dt = inf has gradient 0, which inf * 0 would make NaN
                 da += tl.sum(tl.where(ua == 0.0, 0.0, ua * dt[:, None]), 0)
         else:
-            gq, gk, gv, x = scalar_through(
-                qt, kt, vt, dot, S, G, lat, scale, KEY, C, STRICT, DOT, PREC, ACC
-            )
-            G = scalar_retreat(G, qt, dot, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
-            hq, hk, hv, y = scalar_within(qt, kt, vt, dot, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
-            gq, gk, gv = gq + hq, gk + hk, gv + hv
+            # One gradient after the other, each stored before the next: side by side they overflow the registers.
+            through = 0.0
+            if KEY != NONE:
+                through = tl.sum(tl.sum(S.to(ACC) * G.to(DOT).to(ACC), 1), 0) * tl.exp2(tl.sum(lat, 0))
+            P, gP, x = scalar_pairs(qt, kt, vt, dot, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
+            gv = scalar_dv(P, dot, kt, G, lat, KEY, C, DOT, PREC, ACC)
+            tl.store(dv + t * (H * V) + to_v, only(gv, keep, MASK), mask=of_v)
+            gk, y = scalar_dk(gP, qt, kt, vt, G, lat, KEY, C, DOT, PREC, ACC)
+            tl.store(dk + t * (H * K) + to_k, only(gk, keep, MASK), mask=of_k)
+            x = through + shifted(x + y, C, 1)
+            gq, y = scalar_dq(gP, qt, kt, dot, S, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
+            tl.store(dq + t * (H * K) + to_k, gq, mask=of_k)
             if KEY != NONE:
                 tl.store(dla + t * H + rel * H, tl.where(keep, x + y, 0.0), mask=live)
-        if MASK:
-            gk, gv = tl.where(keep[:, None], gk, 0.0), tl.where(keep[:, None], gv, 0.0)
-        tl.store(dq + t * (H * K) + to_k, gq, mask=of_k)
-        tl.store(dk + t * (H * K) + to_k, gk, mask=of_k)
-        tl.store(dv + t * (H * V) + to_v, gv, mask=of_v)
+            G = scalar_retreat(G, qt, dot, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
     if KEY == OUTER:
-        walks = tl.num_programs(0).to(tl.int64) // (blocks * keys) // H
-        tl.store(dA + ((iv * walks + walk) * H + h) * K + d, da, mask=in_k)
+        tl.store(dA + ((iv * tl.num_programs(0) + walk) * H + h) * K + d, da, mask=in_k)
     if FINAL:
         tl.store(ds0 + (n * H + h) * K * V + tile, G, mask=in_s)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import chunk
 from .config import ChunkPlan, chunk_plan, use_split
-from .problem import NONE, OUTER, SCALAR, TL, VECTOR, Problem, gather, only, total
+from .problem import NONE, OUTER, TL, VECTOR, Problem, gather, only, total
 
 
 def _plan(x: Problem, launch: str) -> ChunkPlan:
@@ -17,7 +17,8 @@ def _plan(x: Problem, launch: str) -> ChunkPlan:
         launch,
         K=x.K,
         V=x.V,
-        tree=x.lb is not None or x.key not in (NONE, SCALAR),
+        decays="both" if x.lb is not None else {VECTOR: "key", OUTER: "outer"}.get(x.key, "scalar"),
+        strict=x.read == "before",
         acc=x.acc,
         operands=[x.q.dtype, x.k.dtype, x.v.dtype],
         precision=x.precision,
@@ -57,7 +58,7 @@ def _states(x: Problem, p: ChunkPlan, states: Tensor, final: Tensor | None, adjo
         arguments |= {"sk" + a: arguments["sq" + a] for a in "bthd"}
         arguments |= {"sv" + a: arguments["so" + a] for a in "bthd"}
     keys, blocks = _blocks(x, p)
-    x.run(chunk.chunk_states, x.N * x.H * keys * blocks, only(chunk.chunk_states, arguments), p)
+    x.run(chunk.chunk_states, (x.N, x.H, keys * blocks), only(chunk.chunk_states, arguments), p)
 
 
 def saved_shape(x: Problem) -> tuple[int, ...]:
@@ -81,7 +82,7 @@ def forward(x: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         arguments |= {"states": states, "o": o, "final": None if split else final, "SPLIT": split}
         kernel = chunk.chunk_forward
         if walks:
-            x.run(kernel, walks * x.H * keys * blocks, only(kernel, arguments), p)
+            x.run(kernel, (walks, x.H, keys * blocks), only(kernel, arguments), p)
     return total(o).to(x.v.dtype), final, None
 
 
@@ -119,7 +120,7 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
         arguments |= {"FINAL": ds0 is not None and not split}
         kernel = chunk.chunk_backward
         if walks:
-            x.run(kernel, walks * x.H * keys * blocks, only(kernel, arguments), p)
+            x.run(kernel, (walks, x.H, keys * blocks), only(kernel, arguments), p)
     dlog_decay = douter = dlog_decay_v = None
     if x.log_decay is not None and dla is not None:
         dla = total(dla)

@@ -29,31 +29,6 @@ GFX942 = Target("hip", "gfx942", 64, 304)
 INTERPRETER = Target("interpreter")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Block sizes and precisions of one pass.
-
-    chunk: C steps per chunk, BK x BV of the state per program, a stored state per `segment` steps.
-    recurrent: C steps per block of time, BH heads x BK x BV lanes per program; `segment` is C."""
-
-    regime: str
-    tree: bool
-    C: int
-    BK: int
-    BV: int
-    BH: int
-    segment: int
-    warps: int
-    stages: int
-    dot: torch.dtype
-    acc: torch.dtype
-    prec: str
-    sums: torch.dtype
-    apart: bool = (
-        False  # chunk backward in three launches (reads, writes, within chunks), each with fewer registers
-    )
-
-
 def power(n: int, least: int = 1) -> int:
     """The smallest power of two that is at least n and `least`."""
     return max(least, 1 << (max(n, 1) - 1).bit_length())
@@ -69,60 +44,6 @@ def accumulation(*tensors: torch.Tensor | None) -> torch.dtype:
     return (
         torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
     )
-
-
-def _precisions(
-    target: Target, acc: torch.dtype, operands: list[torch.dtype], precision: str | None
-) -> tuple[torch.dtype, str, torch.dtype]:
-    """Dtype of matmul operands, their input precision, and the dtype of operands of sums (see decay.sums)."""
-    if acc == torch.float64:
-        return acc, "ieee", acc
-    if target.backend == "interpreter":  # NumPy: no bfloat16 products, and float32 ones are exact
-        return torch.float32, "ieee", torch.float32
-    nvidia = target.backend == "cuda"
-    if all(x == torch.bfloat16 for x in operands):
-        return torch.bfloat16, "ieee", torch.bfloat16
-    low = precision == "tf32"
-    if all(x in (torch.bfloat16, torch.float16) for x in operands):
-        # tf32 keeps the ten bits of fp16 without its range: a state may grow past 65504
-        low = True
-    return torch.float32, ("tf32" if nvidia else "ieee") if low else "pieces", torch.bfloat16
-
-
-def plan(
-    target: Target,
-    *,
-    backward: bool,
-    K: int,
-    V: int,
-    H: int,
-    decays: str,
-    acc: torch.dtype,
-    operands: list[torch.dtype],
-    precision: str | None,
-    chunk_size: int | None,
-    regime: str | None = None,
-) -> Plan:
-    """The plan for one pass. operands: dtypes of q, k, v.
-
-    decays: "scalar" (at most one per head and step), "key", "outer" (both over keys), "both" (any over
-    values)."""
-    tree = decays != "scalar"
-    regime = regime or regime_of(K, V)
-    dot, prec, sums = _precisions(target, acc, operands, precision)
-    if regime == "recurrent":
-        # One lane per thread, so that a thread holds all C steps of its lane and scans them in registers.
-        BK, C, warps = power(K), 16, 4
-        if backward or acc == torch.float64:
-            C = 8
-        lanes = warps * target.warp
-        if target.backend == "interpreter":
-            lanes = 64
-        BV = min(power(V), max(1, lanes // BK))
-        BH = min(power(H), max(1, lanes // (BK * BV)))
-        warps = max(1, BH * BK * BV // target.warp)
-        return Plan(regime, tree, C, BK, BV, BH, C, warps, 1, dot, acc, prec, sums)
-    raise AssertionError
 
 
 @dataclass(frozen=True)
@@ -146,16 +67,14 @@ class ChunkPlan:
         return f"{self.C}x{self.BK}x{self.BV}"
 
 
-PASSES = ("states", "forward", "backward")
-
-
 def chunk_plan(
     target: Target,
     launch: str,
     *,
     K: int,
     V: int,
-    tree: bool,
+    decays: str,
+    strict: bool,
     acc: torch.dtype,
     operands: list[torch.dtype],
     precision: str | None,
@@ -163,20 +82,17 @@ def chunk_plan(
 ) -> ChunkPlan:
     """The plan of one launch: "states" (of a split forward), "forward" or "backward" (and its states).
 
-    tree: there is a decay per key or per value. operands: dtypes of q, k, v."""
+    decays: "scalar" (at most one per head and step), "key", "outer" (both over keys) or "both" (any over
+    values). strict: read="before". operands: dtypes of q, k, v."""
     dot, prec = _precision(target, acc, operands, precision)
-    C, high, area, warps = _blocks(target, launch, tree, dot)
-    if chunk_size is not None and not tree:
+    C, high, wide, warps, stages = _blocks(target, launch, decays, strict, max(K, V), dot)
+    if chunk_size is not None and decays == "scalar":
         C = min(C, power(chunk_size, 16))
-    BK = min(power(K, 16), high)
-    BV = min(power(V, 16), max(16, area // BK))
-    segment = max(C, 64)
-    if launch == "backward":
-        # The state is stored once per chunk, or walked again from the chunk before: of two evils the smaller.
-        segment = C if BK * BV <= 4096 or not tree else 2 * C
-    warps = max(4, min(warps, BK * BV * warps // area))
-    kept = dot if launch == "backward" else acc
-    return ChunkPlan(tree, C, BK, BV, segment, kept, warps, 1, dot, prec)
+    BK, BV = min(power(K, 16), high), min(power(V, 16), wide)
+    warps = max(4, min(warps, BK * BV * warps // (high * wide)))
+    # The gradient takes the stored states for operands alone, forward goes on from them.
+    segment, kept = (C, dot) if launch == "backward" else (max(C, 64), acc)
+    return ChunkPlan(decays != "scalar", C, BK, BV, segment, kept, warps, stages, dot, prec)
 
 
 def _precision(
@@ -197,14 +113,28 @@ def _precision(
     return torch.float32, "tf32" if low and target.backend == "cuda" else "bf16x6"
 
 
-def _blocks(target: Target, launch: str, tree: bool, dot: torch.dtype) -> tuple[int, int, int, int]:
-    """(steps per chunk, most keys, most keys x values of the state per program, warps for that many).
+Block = tuple[int, int, int, int, int]  # steps per chunk, keys, values of the state, warps, pipeline stages
+# For bfloat16 operands: for head dims up to 64, and above.
+_BLOCKS: dict[str, dict[tuple[str, str], tuple[Block, Block]]] = {
+    "sm_90": {
+        ("forward", "scalar"): ((64, 64, 64, 8, 2), (64, 128, 128, 8, 1)),
+        ("forward", "key"): ((16, 64, 64, 8, 2), (16, 128, 128, 16, 1)),
+        ("forward", "outer"): ((16, 64, 64, 8, 2), (16, 128, 128, 16, 1)),
+        ("forward", "both"): ((16, 64, 64, 8, 1), (16, 128, 64, 8, 1)),
+        ("backward", "scalar"): ((64, 64, 64, 8, 1), (32, 128, 128, 8, 1)),
+        ("backward", "key"): ((16, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
+        ("backward", "outer"): ((16, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
+        ("backward", "both"): ((16, 32, 32, 8, 1), (16, 32, 32, 8, 1)),
+    },
+}
 
-    Chosen by compiling (aot.py): the largest that spill no registers."""
-    C = 16 if tree else 64
+
+def _blocks(target: Target, launch: str, decays: str, strict: bool, D: int, dot: torch.dtype) -> Block:
+    """The largest blocks that spill no registers, found by compiling (aot.py)."""
     if dot == torch.float64:
-        return 16, 16, 256, 4
-    return C, 256, 128 * 128, 16
+        return 16, 16, 16, 4, 1
+    table = _BLOCKS["sm_90"]
+    return table["forward" if launch == "states" else launch, decays][D > 64]
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:

@@ -114,3 +114,10 @@ def load_key_decay(
 def product(x, y, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
     """x @ y with operands in DOT, accumulated in ACC."""
     return tl.dot(x.to(DOT), y.to(DOT), input_precision=PREC, out_dtype=ACC)
+
+
+@triton.jit
+def times_state(x, S, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
+    """x [C, K] @ S [K, V], as the transpose of Sᵀ xᵀ: the state's long side fills the rows of a matrix unit,
+    C its columns, and the state need not pass through registers."""
+    return tl.trans(product(tl.trans(S), tl.trans(x), DOT, PREC, ACC))

@@ -21,7 +21,7 @@ TL = {
     torch.float64: tl.float64,
 }
 # (kernel, grid, arguments, a plan with warps and stages)
-Run = Callable[[Any, int, dict[str, Any], Any], None]
+Run = Callable[[Any, Any, dict[str, Any], Any], None]
 
 
 @functools.cache
@@ -40,11 +40,11 @@ def target_of(x: Tensor) -> Target:
     return _card(x.device.index if x.device.index is not None else torch.cuda.current_device())
 
 
-def launch(kernel: Any, grid: int, arguments: dict[str, Any], plan: Any) -> None:
+def launch(kernel: Any, grid: int | tuple[int, ...], arguments: dict[str, Any], plan: Any) -> None:
     """Launch on the device of the tensors. aot.py puts its own recorder in this place."""
     device = arguments["k"].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(grid,)](**arguments, num_warps=plan.warps, num_stages=plan.stages)
+        kernel[grid if isinstance(grid, tuple) else (grid,)](**arguments, num_warps=plan.warps, num_stages=plan.stages)
 
 
 class Problem:

@@ -8,41 +8,39 @@ Shapes: la [C] in base 2; C steps, K keys, V values.
 import triton
 import triton.language as tl
 
-from .decay import NONE, product
+from .decay import NONE, product, times_state
+
+
+@triton.jit
+def shifted(x, C: tl.constexpr, BY: tl.constexpr):
+    """[C]: the x of BY steps before, 0 where there is none. (An exclusive sum as a difference would cancel.)"""
+    r = tl.arange(0, C) - BY
+    inside = (r >= 0) & (r < C)
+    return tl.where(inside, tl.gather(x, tl.where(inside, r, 0), 0), 0.0)
 
 
 @triton.jit
 def upto(la, C: tl.constexpr, STRICT: tl.constexpr):
     """[C]: the sum of la over steps r <= t (r < t if STRICT)."""
-    r = tl.arange(0, C)
-    return tl.sum(tl.where(r[None, :] + STRICT <= r[:, None], la[None, :], 0.0), 1)
+    return tl.cumsum(shifted(la, C, 1) if STRICT else la, 0)
 
 
 @triton.jit
 def after(la, C: tl.constexpr):
     """[C]: the sum of la over steps r > s."""
-    r = tl.arange(0, C)
-    return tl.sum(tl.where(r[None, :] > r[:, None], la[None, :], 0.0), 1)
-
-
-@triton.jit
-def shifted(x, C: tl.constexpr, BY: tl.constexpr):
-    """[C]: the x of BY steps before, 0 where there is none."""
-    r = tl.arange(0, C)
-    return tl.sum(tl.where(r[None, :] + BY == r[:, None], x[None, :], 0.0), 1)
+    return tl.cumsum(shifted(la, C, -1), 0, reverse=True)
 
 
 @triton.jit
 def weights(la, scale, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, ACC: tl.constexpr):
     """[C, C]: scale times the decay between a write s and a read t, 0 where t does not see s."""
-    r = tl.arange(0, C)
-    sees = r[:, None] >= r[None, :] + STRICT
+    t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     if KEY == NONE:
-        return tl.where(sees, scale, 0.0).to(ACC)
-    if STRICT:  # a pair decays over s < r < t: row t takes the decay of t - 1
-        la = shifted(la, C, 1)
-    between = tl.cumsum(tl.where(r[:, None] > r[None, :] + STRICT, la[:, None], 0.0), 0)
-    return tl.where(sees, tl.exp2(between) * scale, 0.0)
+        return tl.where(t >= s + STRICT, scale, 0.0).to(ACC)
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        # s < r <= t (r < t if STRICT), a sum along each row
+        between = tl.cumsum(tl.where(s + STRICT < t, shifted(la, C, -1)[None, :], 0.0), 1, reverse=True)
+        return tl.where(t >= s + STRICT, tl.exp2(between) * scale, 0.0)
 
 
 @triton.jit
@@ -54,7 +52,7 @@ def scalar_outputs(
     w = tl.zeros([C], ACC) + scale
     if KEY != NONE:
         w *= tl.exp2(upto(la, C, STRICT))
-    out = product(q, S, DOT, PREC, ACC) * w[:, None]
+    out = times_state(q, S, DOT, PREC, ACC) * w[:, None]
     P = product(q, tl.trans(k), DOT, PREC, ACC) * weights(la, scale, KEY, C, STRICT, ACC)
     return out + product(P, v, DOT, PREC, ACC)
 
@@ -84,50 +82,74 @@ def scalar_retreat(
 
 
 @triton.jit
-def scalar_through(
-    q, k, v, do, S, G, la, scale, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
-    DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Gradients of q, k [C, K], v [C, V] and la [C] through the states at both ends: S [K, V] before the
-    chunk, G [K, V] the gradient of the state after it."""
-    r = tl.arange(0, C)
-    x = tl.zeros([C], ACC)
-    w = tl.zeros([C], ACC) + scale
-    if KEY != NONE:
-        w *= tl.exp2(upto(la, C, STRICT))
-        x += tl.sum(tl.sum(S.to(ACC) * G.to(DOT).to(ACC), 1), 0) * tl.exp2(tl.sum(la, 0))
-    gq = product(do, tl.trans(S), DOT, PREC, ACC) * w[:, None]
-    gk = product(v, tl.trans(G), DOT, PREC, ACC)
-    gv = product(k, G, DOT, PREC, ACC)
-    if KEY != NONE:
-        w = tl.exp2(after(la, C))
-        gk *= w[:, None]
-        gv *= w[:, None]
-        # a decay lies between what later steps read and the state, and between it and what earlier ones wrote
-        reads = tl.sum(q.to(ACC) * gq, 1)
-        writes = tl.sum(k.to(ACC) * gk, 1)
-        x += tl.sum(tl.where(r[None, :] >= r[:, None] + STRICT, reads[None, :], 0.0), 1)
-        x += tl.sum(tl.where(r[None, :] < r[:, None], writes[None, :], 0.0), 1)
-    return gq, gk, gv, x
-
-
-@triton.jit
-def scalar_within(
+def scalar_pairs(
     q, k, v, do, la, scale, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, DOT: tl.constexpr,
     PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q, k, v and la through the pairs inside the chunk."""
-    r = tl.arange(0, C)
+    """Of the pairs inside a chunk: their weights P [C, C], the gradients gP of the products of q and k, both
+    in DOT, and at s the gradient of the la of step s + 1 [C]."""
+    t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     x = tl.zeros([C], ACC)
     W = weights(la, scale, KEY, C, STRICT, ACC)
-    P = product(q, tl.trans(k), DOT, PREC, ACC)
-    gP = product(do, tl.trans(v), DOT, PREC, ACC) * W
+    P = (product(q, tl.trans(k), DOT, PREC, ACC) * W).to(DOT)
+    gP = product(do, tl.trans(v), DOT, PREC, ACC)
     if KEY != NONE:
-        # pairs with s < r <= t (r < t if STRICT): sum over t by a scan, over s by a masked sum
-        U = tl.cumsum(P * gP, 0, reverse=True)
-        x += tl.sum(tl.where(r[None, :] + STRICT < r[:, None], U, 0.0), 1)
-        if STRICT:  # what stands at t is of the step before
-            x = shifted(x, C, -1)
-    P *= W
-    gv = product(tl.trans(P), do, DOT, PREC, ACC)
-    return product(gP, k, DOT, PREC, ACC), product(tl.trans(gP), q, DOT, PREC, ACC), gv, x
+        # la_r is in the weight of pairs with s < r <= t (r < t if STRICT): at column r - 1 the sum over the
+        # columns up to it, then over the rows t
+        x += tl.sum(tl.where(t > s + STRICT, tl.cumsum(P.to(ACC) * gP, 1), 0.0), 0)
+    return P, (gP * W).to(DOT), x
+
+
+@triton.jit
+def times_pairs(P, x, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
+    """P [C, C] @ x [C, D], in long chunks as the transpose of xᵀ Pᵀ: which takes fewer registers is the
+    compiler's secret, found by compiling."""
+    if C >= 64:
+        return tl.trans(product(tl.trans(x), tl.trans(P), DOT, PREC, ACC))
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        return product(P, x, DOT, PREC, ACC)
+
+
+@triton.jit
+def scalar_dv(
+    P, do, k, G, la, KEY: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """[C, V]. G [K, V]: the gradient of the state after the chunk."""
+    g = product(k, G, DOT, PREC, ACC)
+    if KEY != NONE:
+        g *= tl.exp2(after(la, C))[:, None]
+    return g + product(tl.trans(P), do, DOT, PREC, ACC)
+
+
+@triton.jit
+def scalar_dk(
+    gP, q, k, v, G, la, KEY: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """[C, K], and at s the gradient of the la of step s + 1 [C], between what the chunk writes and the state
+    after it."""
+    x = tl.zeros([C], ACC)
+    g = times_state(v, tl.trans(G), DOT, PREC, ACC)
+    if KEY != NONE:
+        g *= tl.exp2(after(la, C))[:, None]
+        x += tl.cumsum(tl.sum(k.to(ACC) * g, 1), 0)
+    return g + times_pairs(tl.trans(gP), q, C, DOT, PREC, ACC), x
+
+
+@triton.jit
+def scalar_dq(
+    gP, q, k, do, S, la, scale, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
+    DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """[C, K], and the gradient of la between the state S [K, V] before the chunk and what the chunk reads."""
+    x = tl.zeros([C], ACC)
+    w = tl.zeros([C], ACC) + scale
+    g = times_state(do, tl.trans(S), DOT, PREC, ACC)
+    if KEY != NONE:
+        w *= tl.exp2(upto(la, C, STRICT))
+    g *= w[:, None]
+    if KEY != NONE:
+        reads = tl.cumsum(tl.sum(q.to(ACC) * g, 1), 0, reverse=True)
+        x += shifted(reads, C, -1) if STRICT else reads
+    return g + times_pairs(gP, k, C, DOT, PREC, ACC), x

@@ -16,7 +16,7 @@ level.
 import triton
 import triton.language as tl
 
-from .decay import NONE, product
+from .decay import NONE, product, times_state
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def vector_outputs(
     if KEY != NONE:
         q *= tl.exp2(sa)
         k *= tl.exp2(ea)
-    read = product(q, S, DOT, PREC, ACC)
+    read = times_state(q, S, DOT, PREC, ACC)
     if VALUE:
         read *= tl.exp2(sb)
         v *= tl.exp2(eb)
@@ -148,12 +148,13 @@ def vector_advance(
 
 
 @triton.jit
-def down(z, start, end, all, level, C: tl.constexpr, D: tl.constexpr):
-    """Gradients of the three sums over blocks of this level: from those of the next one, and from the z = the
-    gradients of the weights' logarithms at this level."""
-    all = narrower(start, end, all, 1 << level, C, D)
-    reads = odd(level, C)
-    return start + tl.where(reads, z, 0.0), end + tl.where(reads, 0.0, z), all
+def to_decays(
+    start, end, all, LEVEL: tl.constexpr, C: tl.constexpr, D: tl.constexpr, STRICT: tl.constexpr
+):
+    """The gradient of log-decays [C, D], from those of their sums over blocks of 2^LEVEL steps."""
+    for i in tl.static_range(0, LEVEL):
+        all = narrower(start, end, all, 1 << (LEVEL - 1 - i), C, D)
+    return all if STRICT else all + start
 
 
 @triton.jit
@@ -169,8 +170,7 @@ def vector_backward(
     gq, gk, gv = tl.zeros_like(q), tl.zeros_like(k), tl.zeros_like(v)
     sa, ea, ta = first_sums(la, STRICT)
     sb, eb, tb = first_sums(lb, STRICT)
-    za0, za1, za2, za3 = tl.zeros_like(q), tl.zeros_like(q), tl.zeros_like(q), tl.zeros_like(q)
-    zb0, zb1, zb2, zb3 = tl.zeros_like(v), tl.zeros_like(v), tl.zeros_like(v), tl.zeros_like(v)
+    ua, ub = tl.zeros_like(la), tl.zeros_like(lb)
     P = tl.zeros([C, C], ACC)
     gP = tl.zeros([C, C], ACC)
     if not VALUE:
@@ -191,7 +191,6 @@ def vector_backward(
             M = x * w
             sa, ea, ta = wider(sa, ea, ta, 1 << level, C, K)
         A = tl.where(pairs, product(M, tl.trans(M), DOT, PREC, ACC), 0.0)
-        zb = tl.zeros_like(v)
         if VALUE:
             y = tl.where(reads, do, v)
             u = level_weights(sb, eb, level, C)
@@ -199,26 +198,25 @@ def vector_backward(
             gA = tl.where(pairs, product(y * u, tl.trans(y * u), DOT, PREC, ACC), 0.0)
             gN = product(A, y * u, DOT, PREC, ACC) * u
             gv += tl.where(reads, 0.0, gN)
-            zb = y * gN
+            gN *= y
+            ub += to_decays(
+                tl.where(reads, gN, 0.0), tl.where(reads, 0.0, gN), tl.zeros_like(lb), level, C, V, STRICT
+            )
         else:
             P += A
             gA = tl.where(pairs, gP, 0.0)
-        gM = product(gA, M, DOT, PREC, ACC)
+        gM = tl.trans(product(tl.trans(M), gA, DOT, PREC, ACC))
         if KEY != NONE:
             gM *= w
         gq += tl.where(reads, gM, 0.0)
         gk += tl.where(reads, 0.0, gM)
-        za = x * gM
-        if level == 0:
-            za0, zb0 = za, zb
-        elif level == 1:
-            za1, zb1 = za, zb
-        elif level == 2:
-            za2, zb2 = za, zb
-        else:
-            za3, zb3 = za, zb
+        if KEY != NONE:
+            gM *= x
+            ua += to_decays(
+                tl.where(reads, gM, 0.0), tl.where(reads, 0.0, gM), tl.zeros_like(la), level, C, K, STRICT
+            )
     if not VALUE:
-        gv += product(tl.where(row < col, P, 0.0), do, DOT, PREC, ACC)  # P is symmetric
+        gv += tl.trans(product(tl.trans(do), tl.where(row > col, P, 0.0), DOT, PREC, ACC))  # P is symmetric
 
     # through the states at both ends
     qw, kw, vw, dw = q, k, v, do
@@ -226,29 +224,18 @@ def vector_backward(
         qw, kw = q * tl.exp2(sa), k * tl.exp2(ea)
     if VALUE:
         vw, dw = v * tl.exp2(eb), do * tl.exp2(sb)
-    sq = product(dw, tl.trans(S), DOT, PREC, ACC)
-    sk = product(vw, tl.trans(G), DOT, PREC, ACC)
+    sq = times_state(dw, tl.trans(S), DOT, PREC, ACC)
+    sk = times_state(vw, tl.trans(G), DOT, PREC, ACC)
     sv = product(kw, G, DOT, PREC, ACC)
     both = decayed(S.to(ACC) * G.to(DOT).to(ACC), la, lb, KEY, VALUE)
-    ua, ub = la, lb
     if KEY != NONE:
         sq *= tl.exp2(sa)
         sk *= tl.exp2(ea)
-        start, end, all = q * sq, k * sk, tl.zeros_like(la) + tl.sum(both, 1)[None, :]
-        start, end, all = down(za3, start, end, all, 3, C, K)
-        start, end, all = down(za2, start, end, all, 2, C, K)
-        start, end, all = down(za1, start, end, all, 1, C, K)
-        start, end, all = down(za0, start, end, all, 0, C, K)
-        ua = all if STRICT else all + start
+        ua += to_decays(q * sq, k * sk, tl.zeros_like(la) + tl.sum(both, 1)[None, :], 4, C, K, STRICT)
     if VALUE:
         sv *= tl.exp2(eb)
-        so = product(qw, S, DOT, PREC, ACC) * tl.exp2(sb)
-        start, end, all = do * so, v * sv, tl.zeros_like(lb) + tl.sum(both, 0)[None, :]
-        start, end, all = down(zb3, start, end, all, 3, C, V)
-        start, end, all = down(zb2, start, end, all, 2, C, V)
-        start, end, all = down(zb1, start, end, all, 1, C, V)
-        start, end, all = down(zb0, start, end, all, 0, C, V)
-        ub = all if STRICT else all + start
+        so = times_state(qw, S, DOT, PREC, ACC) * tl.exp2(sb)
+        ub += to_decays(do * so, v * sv, tl.zeros_like(lb) + tl.sum(both, 0)[None, :], 4, C, V, STRICT)
     G = decayed(G, la, lb, KEY, VALUE) + product(tl.trans(qw), dw, DOT, PREC, ACC)
     return gq + sq, gk + sk, gv + sv, ua, ub, G
 

@@ -155,14 +155,12 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """plans(field=value, ...): override fields of every plan of the chunk regime."""
-    real = chunk_launch.plan
+    real = chunk_launch.chunk_plan
 
     def override(**fields: Any) -> None:
-        def plan(*args: Any, **kwargs: Any) -> Any:
-            made = real(*args, **kwargs)
-            return dataclasses.replace(made, **fields) if made.regime == "chunk" else made
-
-        monkeypatch.setattr(chunk_launch, "plan", plan)
+        monkeypatch.setattr(
+            chunk_launch, "chunk_plan", lambda *a, **b: dataclasses.replace(real(*a, **b), **fields)
+        )
 
     yield override
 
@@ -177,12 +175,9 @@ ORDERS = [("after", False), ("before", False), ("after", True), ("before", True)
 
 @pytest.mark.parametrize("read,reverse", ORDERS)
 @pytest.mark.parametrize("decay,decay_v", KINDS)
-def test_chunk(decay: str | None, decay_v: str | None, read: str, reverse: bool, plans: Any) -> None:
-    """Every kind of decay, order and direction; in turn fused and split, backward in one launch and in
-    three."""
-    turn = KINDS.index((decay, decay_v)) + ORDERS.index((read, reverse))
-    plans(apart=turn % 3 == 0, segment=32)
-    schedule = ("fused", "split")[turn % 2]
+def test_chunk(decay: str | None, decay_v: str | None, read: str, reverse: bool) -> None:
+    """Every kind of decay, order and direction; in turn fused and split."""
+    schedule = ("fused", "split")[(KINDS.index((decay, decay_v)) + ORDERS.index((read, reverse))) % 2]
     inputs = make(decay, decay_v, 1, 41, 2, 5, 3, Hq=1)
     check(inputs, 1e-12, read=read, reverse=reverse, schedule=schedule, regime="chunk", chunk_size=16)
 
@@ -226,9 +221,8 @@ def test_mamba_shape() -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("schedule", ["fused", "split"])
 @pytest.mark.parametrize("decay,decay_v", [("scalar", None), ("vector", "full")])
-def test_packed(decay: str, decay_v: str | None, schedule: str, reverse: bool, plans: Any) -> None:
+def test_packed(decay: str, decay_v: str | None, schedule: str, reverse: bool) -> None:
     """Sequences of any length, empty ones too, keep to themselves."""
-    plans(segment=16, apart=reverse)
     inputs = make(decay, decay_v, 1, 67, 2, 3, 4, cu_seqlens=[0, 0, 5, 37, 37, 67, 67])
     check(inputs, 1e-12, schedule=schedule, reverse=reverse, regime="chunk", chunk_size=16)
 
