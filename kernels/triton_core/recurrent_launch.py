@@ -1,4 +1,6 @@
-"""Launches of the elementwise regime: its plan, grids, scratch, and the sums over heads and blocks after."""
+"""Launches of the elementwise regime: its plan, grids, scratch, and the sums over heads and blocks after.
+
+Every schedule is the fused one here: a program takes a whole sequence, never a segment of it."""
 
 from __future__ import annotations
 
@@ -31,20 +33,21 @@ class Plan:
 
 
 def plan(x: Problem) -> Plan:
-    """One lane per thread: a thread holds the C rows of its lane. Every step of a block costs about eight
-    registers (sixteen in float64), every group of keys three: what is chosen here spills none (aot.py).
+    """One lane per thread: a thread holds the C rows of its lane, about eight registers for every step, and
+    twice that in float64 or where keys and values both decay: then half the steps. Every group of keys takes
+    four more. Found by compiling (aot.py).
 
-    One stored state per block saves a walk over what comes before the block; for several keys it would be as
-    large as the outputs, and needs registers beside the states. It does not depend on the target: what
-    forward stored must have the shape that backward expects."""
-    double = x.acc.itemsize == 8
+    A stored state for every block (SUB = 1) saves the walk over what comes before a block in its segment; but
+    of several keys, states are as large as outputs. Nothing here depends on the target: what forward stored
+    must have the shape that backward expects."""
+    double = x.acc.itemsize == 8 or (x.key == VECTOR and x.lb is not None)
     BK = min(power(-(-x.K // 4)), 256)
     channels = min(64, 256 // BK)
     width = BK * channels
     BV = min(power(x.V), channels)
     BH = min(power(x.H), channels // BV)
     BK = min(power(x.K), width // (BH * BV))
-    C, SUB = (8, 4) if double else (24, 1) if x.K <= BK else (16, 2)
+    C, SUB = (8, 4) if double else (24, 1) if x.K == 1 else (16, 2)
     return Plan(C, SUB, BK, BH, BV, max(1, BK * BH * BV // x.target.warp))
 
 
