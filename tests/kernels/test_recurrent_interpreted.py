@@ -100,7 +100,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("H,K,V,kind,shared", SHAPES)
 def test_is_the_torch_backend(H: int, K: int, V: int, kind: str, shared: bool) -> None:
-    """Every block and group that a shape can have; 19 steps are three blocks of 8 or one of 24."""
+    """Every block and group that a shape can have; 19 steps are three blocks, the last one ragged."""
     xs = operands(1, 19, H, K, V, kind, shared=shared)
     d = cotangents(xs, 1)
     want = run(xs, d, backend="torch", form="recurrent")
