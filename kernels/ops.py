@@ -326,8 +326,8 @@ Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _recurrence_backward(
-    do: Tensor,
-    dstate: Tensor,
+    do: Optional[Tensor],
+    dstate: Optional[Tensor],
     saved: Tensor,
     q: Tensor,
     k: Tensor,
@@ -354,16 +354,25 @@ def _recurrence_backward(
         kept = saved if saved.numel() else None
         grads = triton_core.backward(do, dstate, kept, *_for_triton(x), **_triton_options(o))
     else:
-        grads = _flat(*torch_backward(do, dstate, x, o))
+        grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o))
     return tuple(  # type: ignore[return-value]
         v.new_empty(0) if y is None or g is None else _own(g.to(y.dtype), do, dstate)
         for y, g in zip(x[:7], grads, strict=True)
     )
 
 
-def _own(g: Tensor, *arguments: Tensor) -> Tensor:
+def _own(g: Tensor, *arguments: Tensor | None) -> Tensor:
     g = g.contiguous()
-    return g.clone() if any(g.data_ptr() == a.data_ptr() for a in arguments) else g
+    return g.clone() if any(a is not None and g.data_ptr() == a.data_ptr() for a in arguments) else g
+
+
+def _cotangents(x: Operands, do: Tensor | None, dstate: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Those of o and of the final state, zeros for what nothing depends on."""
+    zeros = x.v.new_zeros(())
+    return (
+        zeros.expand(x.v.shape) if do is None else do,
+        zeros.expand(state_shape(x)) if dstate is None else dstate,
+    )
 
 
 def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
@@ -371,21 +380,22 @@ def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
     return g.q, g.k, g.v, g.la, g.outer, g.lb, dstate
 
 
-def _fake_backward(do: Tensor, dstate: Tensor, saved: Tensor, *args: Any) -> Seven:
+def _fake_backward(do: Tensor | None, dstate: Tensor | None, saved: Tensor, *args: Any) -> Seven:
     xs = args[:7]
     return tuple(  # type: ignore[return-value]
-        do.new_empty(0) if y is None else y.new_empty(y.shape) for y in xs
+        args[2].new_empty(0) if y is None else y.new_empty(y.shape) for y in xs
     )
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     first_option = len(inputs) - len(Options._fields)
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # zeros for an unused state would be written and read
     ctx.save_for_backward(output[2], *inputs[:first_option])
     ctx.options = inputs[first_option:]
 
 
-def _differentiate(ctx: Any, do: Tensor, dstate: Tensor, _: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, do: Tensor | None, dstate: Tensor | None, _: Any) -> tuple[Any, ...]:
     saved, *operands = ctx.saved_tensors
     grads = backward_op(do, dstate, saved, *operands, *ctx.options)
     wanted = (g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
@@ -408,7 +418,7 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         args = [y.view_as(y) if n else y for y, n in zip(tensors, needed, strict=True)]
         do, dstate, _, *operands = args
         x = Operands(*operands)
-        grads = _flat(*torch_backward(do, dstate, x, o))
+        grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o))
         pairs = [
             (g.to(y.dtype), c)
             for g, y, c in zip(grads, x[:7], cotangents, strict=True)

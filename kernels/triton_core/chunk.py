@@ -57,7 +57,14 @@ def place(K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, 
     iv, ik = block % blocks, block // blocks
     d = (ik * BK).to(INDEX) + tl.arange(0, BK)
     e = (iv * BV).to(INDEX) + tl.arange(0, BV)
-    return tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), ik.to(tl.int64), iv.to(tl.int64), d, e
+    return (
+        tl.program_id(0).to(tl.int64),
+        tl.program_id(1).to(tl.int64),
+        ik.to(tl.int64),
+        iv.to(tl.int64),
+        d,
+        e,
+    )
 
 
 @triton.jit

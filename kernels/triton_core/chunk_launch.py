@@ -18,7 +18,6 @@ def _plan(x: Problem, launch: str) -> ChunkPlan:
         K=x.K,
         V=x.V,
         decays="both" if x.lb is not None else {VECTOR: "key", OUTER: "outer"}.get(x.key, "scalar"),
-        strict=x.read == "before",
         acc=x.acc,
         operands=[x.q.dtype, x.k.dtype, x.v.dtype],
         precision=x.precision,
@@ -115,7 +114,15 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
             dstates = x.empty(slots, x.H, x.K, x.V)
             _states(x, p, dstates, ds0, True)
         arguments = _common(x, p) | x.seed(None if split else x.dstate)
-        arguments |= {"states": states, "dstates": dstates, "dq": dq, "dk": dk, "dv": dv, "dla": dla, "dA": dA}
+        arguments |= {
+            "states": states,
+            "dstates": dstates,
+            "dq": dq,
+            "dk": dk,
+            "dv": dv,
+            "dla": dla,
+            "dA": dA,
+        }
         arguments |= {"dlb": dlb, "ds0": None if split else ds0, "SPLIT": split}
         arguments |= {"FINAL": ds0 is not None and not split}
         kernel = chunk.chunk_backward

@@ -74,7 +74,6 @@ def chunk_plan(
     K: int,
     V: int,
     decays: str,
-    strict: bool,
     acc: torch.dtype,
     operands: list[torch.dtype],
     precision: str | None,
@@ -83,9 +82,9 @@ def chunk_plan(
     """The plan of one launch: "states" (of a split forward), "forward" or "backward" (and its states).
 
     decays: "scalar" (at most one per head and step), "key", "outer" (both over keys) or "both" (any over
-    values). strict: read="before". operands: dtypes of q, k, v."""
+    values). operands: dtypes of q, k, v."""
     dot, prec = _precision(target, acc, operands, precision)
-    C, high, wide, warps, stages = _blocks(target, launch, decays, strict, max(K, V), dot)
+    C, high, wide, warps, stages = _blocks(target, launch, decays, max(K, V), dot)
     if chunk_size is not None and decays == "scalar":
         C = min(C, power(chunk_size, 16))
     BK, BV = min(power(K, 16), high), min(power(V, 16), wide)
@@ -113,28 +112,109 @@ def _precision(
     return torch.float32, "tf32" if low and target.backend == "cuda" else "bf16x6"
 
 
-Block = tuple[int, int, int, int, int]  # steps per chunk, keys, values of the state, warps, pipeline stages
-# For bfloat16 operands: for head dims up to 64, and above.
-_BLOCKS: dict[str, dict[tuple[str, str], tuple[Block, Block]]] = {
-    "sm_90": {
-        ("forward", "scalar"): ((64, 64, 64, 8, 2), (64, 128, 128, 8, 1)),
-        ("forward", "key"): ((16, 64, 64, 8, 2), (16, 128, 128, 16, 1)),
-        ("forward", "outer"): ((16, 64, 64, 8, 2), (16, 128, 128, 16, 1)),
-        ("forward", "both"): ((16, 64, 64, 8, 1), (16, 128, 64, 8, 1)),
-        ("backward", "scalar"): ((64, 64, 64, 8, 1), (32, 128, 128, 8, 1)),
-        ("backward", "key"): ((16, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
-        ("backward", "outer"): ((16, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
-        ("backward", "both"): ((16, 32, 32, 8, 1), (16, 32, 32, 8, 1)),
+# Steps per chunk, keys and values of the state per program, warps, pipeline stages.
+Block = tuple[int, int, int, int, int]
+WHOLE_64, WHOLE_128 = (64, 64, 64, 8, 1), (64, 128, 128, 8, 1)
+TREE_64 = (16, 64, 64, 8, 1)
+# (architecture, bfloat16 operands, launch) -> for each kind of decays, for head dims up to 64 and above. Found
+# by compiling (aot.py): the largest that spill no registers; on sm_90 and sm_100, where a block of the next
+# size down would move more bytes than the spills do, larger ones. docs/triton.md has both numbers.
+_BLOCKS: dict[tuple[str, bool, str], dict[str, tuple[Block, Block]]] = {
+    ("sm_90", True, "forward"): {
+        "scalar": ((64, 64, 64, 8, 2), WHOLE_128),
+        "key": ((16, 64, 64, 8, 2), (16, 128, 128, 16, 1)),
+        "outer": ((16, 64, 64, 8, 2), TREE_64),
+        "both": (TREE_64, (16, 128, 64, 8, 1)),
+    },
+    ("sm_90", True, "backward"): {
+        "scalar": (WHOLE_64, WHOLE_128),
+        "key": (TREE_64, (16, 64, 128, 8, 1)),
+        "outer": (TREE_64, (16, 64, 128, 8, 1)),
+        "both": (TREE_64, TREE_64),
+    },
+    ("sm_90", False, "forward"): {
+        "scalar": ((32, 32, 64, 8, 1), (32, 32, 64, 8, 1)),
+        "key": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
+        "outer": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
+        "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
+    },
+    ("sm_90", False, "backward"): {
+        "scalar": ((16, 64, 32, 8, 1), (16, 64, 32, 8, 1)),
+        "key": (TREE_64, TREE_64),
+        "outer": (TREE_64, TREE_64),
+        "both": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
+    },
+    ("sm_80", True, "forward"): {
+        "scalar": ((32, 64, 64, 8, 1), (32, 128, 64, 8, 1)),
+        "key": (TREE_64, TREE_64),
+        "outer": (TREE_64, TREE_64),
+        "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
+    },
+    ("sm_80", True, "backward"): {
+        "scalar": ((32, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
+        "key": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
+        "outer": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
+        "both": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
+    },
+    ("sm_80", False, "forward"): {
+        "scalar": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
+        "key": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
+        "outer": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
+        "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
+    },
+    ("sm_80", False, "backward"): {
+        "scalar": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
+        "key": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
+        "outer": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
+        "both": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
+    },
+    ("gfx942", True, "forward"): {
+        "scalar": ((32, 64, 64, 8, 1), (32, 128, 64, 8, 1)),
+        "key": (TREE_64, (16, 128, 128, 8, 1)),
+        "outer": (TREE_64, (16, 128, 128, 8, 1)),
+        "both": (TREE_64, (16, 128, 64, 8, 1)),
+    },
+    ("gfx942", True, "backward"): {
+        "scalar": ((16, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
+        "key": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
+        "outer": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
+        "both": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
+    },
+    ("gfx942", False, "forward"): {
+        "scalar": ((16, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
+        "key": (TREE_64, TREE_64),
+        "outer": (TREE_64, TREE_64),
+        "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
+    },
+    ("gfx942", False, "backward"): {
+        "scalar": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
+        "key": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
+        "outer": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
+        "both": ((16, 16, 16, 4, 1), (16, 16, 16, 4, 1)),
     },
 }
+_BLOCKS["sm_100", True, "forward"] = _BLOCKS["sm_90", True, "forward"] | {
+    "key": ((16, 64, 64, 8, 2), (16, 128, 128, 8, 1)),
+}
+_BLOCKS["sm_100", True, "backward"] = _BLOCKS["sm_90", True, "backward"]
+_BLOCKS["sm_100", False, "forward"] = _BLOCKS["sm_90", False, "forward"] | {"scalar": (WHOLE_64, WHOLE_64)}
+_BLOCKS["sm_100", False, "backward"] = _BLOCKS["sm_90", False, "backward"]
 
 
-def _blocks(target: Target, launch: str, decays: str, strict: bool, D: int, dot: torch.dtype) -> Block:
-    """The largest blocks that spill no registers, found by compiling (aot.py)."""
+def _blocks(target: Target, launch: str, decays: str, D: int, dot: torch.dtype) -> Block:
+    """The interpreter takes what sm_90 takes for bfloat16: what it counts is what most people would run."""
     if dot == torch.float64:
         return 16, 16, 16, 4, 1
-    table = _BLOCKS["sm_90"]
-    return table["forward" if launch == "states" else launch, decays][D > 64]
+    arch, low = "sm_90", dot == torch.bfloat16
+    if target.backend == "interpreter":
+        low = True
+    elif target.backend == "hip":
+        arch = "gfx942"
+    elif int(target.arch) < 90:
+        arch = "sm_80"
+    elif int(target.arch) >= 100:
+        arch = "sm_100"
+    return _BLOCKS[arch, low, "backward" if launch == "backward" else "forward"][decays][D > 64]
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:

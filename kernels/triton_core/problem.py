@@ -44,7 +44,9 @@ def launch(kernel: Any, grid: int | tuple[int, ...], arguments: dict[str, Any], 
     """Launch on the device of the tensors. aot.py puts its own recorder in this place."""
     device = arguments["k"].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid if isinstance(grid, tuple) else (grid,)](**arguments, num_warps=plan.warps, num_stages=plan.stages)
+        kernel[grid if isinstance(grid, tuple) else (grid,)](
+            **arguments, num_warps=plan.warps, num_stages=plan.stages
+        )
 
 
 class Problem:

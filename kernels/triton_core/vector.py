@@ -148,9 +148,7 @@ def vector_advance(
 
 
 @triton.jit
-def to_decays(
-    start, end, all, LEVEL: tl.constexpr, C: tl.constexpr, D: tl.constexpr, STRICT: tl.constexpr
-):
+def to_decays(start, end, all, LEVEL: tl.constexpr, C: tl.constexpr, D: tl.constexpr, STRICT: tl.constexpr):
     """The gradient of log-decays [C, D], from those of their sums over blocks of 2^LEVEL steps."""
     for i in tl.static_range(0, LEVEL):
         all = narrower(start, end, all, 1 << (LEVEL - 1 - i), C, D)
