@@ -85,8 +85,8 @@ def recurrence(
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what is accepted. Log-decays
-            which are NaN or greater than rounding (1e-4) are refused on the CPU always, on a GPU inside
-            `mixerzoo.kernels.check_values()`.
+            which are NaN or greater than rounding (1e-4) are refused by the torch backend on the CPU,
+            elsewhere inside `mixerzoo.kernels.check_values()`.
 
     Source: the common recurrence of RetNet (Sun et al. 2023, its recurrent form), GLA (Yang et al. 2024,
         section 4.1) and Mamba-2 (Dao & Gu 2024); the decay over values is GLA's β.

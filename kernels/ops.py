@@ -315,7 +315,7 @@ def _fake_recurrence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, mask)
     o = Options(*options)
-    saved = (0,)
+    saved: tuple[int, ...] = (0,)
     if o.save and uses_triton(x, o):
         saved = triton_core.saved_shape(*x, **_triton_options(o))
     return v.new_empty(v.shape), v.new_empty(state_shape(x), dtype=_acc(x)), v.new_empty(saved, dtype=_acc(x))
@@ -382,7 +382,7 @@ def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
 
 def _fake_backward(do: Tensor | None, dstate: Tensor | None, saved: Tensor, *args: Any) -> Seven:
     xs = args[:7]
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         args[2].new_empty(0) if y is None else y.new_empty(y.shape) for y in xs
     )
 

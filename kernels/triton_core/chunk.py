@@ -44,8 +44,8 @@ from .scalar import (
 )
 from .vector import vector_advance, vector_backward, vector_outputs, vector_retreat
 
-# Lengths and counts must not make new kernels.
-COUNTS = ["N", "T", "H", "tokens"]
+# Lengths and counts, and strides that follow from them, must not make new kernels.
+COUNTS = ["N", "T", "H", "tokens", "lab", "smb"]
 
 
 @triton.jit
@@ -57,14 +57,8 @@ def place(K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, 
     iv, ik = block % blocks, block // blocks
     d = (ik * BK).to(INDEX) + tl.arange(0, BK)
     e = (iv * BV).to(INDEX) + tl.arange(0, BV)
-    return (
-        tl.program_id(0).to(tl.int64),
-        tl.program_id(1).to(tl.int64),
-        ik.to(tl.int64),
-        iv.to(tl.int64),
-        d,
-        e,
-    )
+    n, h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    return n, h, ik.to(tl.int64), iv.to(tl.int64), d, e
 
 
 @triton.jit
@@ -107,7 +101,7 @@ def only(x, keep, MASK: tl.constexpr):
 @triton.jit(do_not_specialize=COUNTS)
 def chunk_states(
     k, v, la, A, lb, mask, initial, states, final, cu_seqlens, scale: tl.float64, N, T, H, group,
-    skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, smb, smt,
+    skb, skt, skh, skd, svb, svt, svh, svd, sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, smb, smt,
     sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     C: tl.constexpr, SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr,
     STRICT: tl.constexpr, REVERSE: tl.constexpr, MASK: tl.constexpr, ADJOINT: tl.constexpr,
@@ -118,14 +112,14 @@ def chunk_states(
 
     states [slots, H, K, V], final [N, H, K, V] in ACC, contiguous. Grid: N, H, blocks of K * blocks of V."""
     scale = tl.full([], scale, ACC)
-    n, h, ik, iv, d, e = place(K, V, BK, BV, INDEX)
+    n, h, _, _, d, e = place(K, V, BK, BV, INDEX)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
     in_k, in_v = d < (K if K % BK else K + BK), e < (V if V % BV else V + BV)
     k += row * skb + (h // group) * skh
     v += row * svb + h * svh
     a = tl.zeros([BK], ACC)
     if KEY != NONE:
-        la += row * sab + h * sah
+        la += row * (sab + lab) + h * sah
     if KEY == OUTER:
         a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
     if VALUE:
@@ -168,7 +162,7 @@ def chunk_states(
 @triton.jit(do_not_specialize=COUNTS)
 def chunk_forward(
     q, k, v, la, A, lb, mask, initial, states, o, final, cu_seqlens, scale: tl.float64, N, T, H, tokens,
-    group_q, group_k, sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad,
+    group_q, group_k, sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, lab, sat, sah, sad,
     sAh, sAd, sbb, sbt, sbh, sbd, smb, smt, sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, SEGMENT: tl.constexpr, KEY: tl.constexpr,
     VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
@@ -180,7 +174,7 @@ def chunk_forward(
 
     Grid: N, or slots if SPLIT; H; blocks of K * blocks of V. STRICT is read="before"."""
     scale = tl.full([], scale, ACC)
-    slot, h, ik, iv, d, e = place(K, V, BK, BV, INDEX)
+    slot, h, ik, _, d, e = place(K, V, BK, BV, INDEX)
     n = slot
     if SPLIT:
         n = sequence_of(slot, cu_seqlens, N, T, SEGMENT, VARLEN)
@@ -194,7 +188,7 @@ def chunk_forward(
     o += ((ik * tokens + row * T) * H + h) * V
     a = tl.zeros([BK], ACC)
     if KEY != NONE:
-        la += row * sab + h * sah
+        la += row * (sab + lab) + h * sah
     if KEY == OUTER:
         a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
     if VALUE:
@@ -239,7 +233,7 @@ def chunk_forward(
 def chunk_backward(
     q, k, v, la, A, lb, do, mask, initial, states, dstates, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens,
     scale: tl.float64, N, T, H, tokens, group_q, group_k, sqb, sqt, sqh, sqd, skb, skt, skh, skd,
-    svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sob, sot, soh, sod, smb, smt,
+    svb, svt, svh, svd, sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sob, sot, soh, sod, smb, smt,
     sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     C: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr,
     STRICT: tl.constexpr, REVERSE: tl.constexpr, MASK: tl.constexpr, SPLIT: tl.constexpr,
@@ -273,7 +267,7 @@ def chunk_backward(
     a = tl.zeros([BK], ACC)
     da = tl.zeros([BK], ACC)
     if KEY != NONE:
-        la += row * sab + h * sah
+        la += row * (sab + lab) + h * sah
         if KEY == VECTOR:
             dla += ((iv * tokens + row * T) * H + h) * K
         else:
@@ -312,8 +306,8 @@ def chunk_backward(
         of_k, of_v = live[:, None] & in_k[None, :], live[:, None] & in_v[None, :]
         if TREE:
             gq, gk, gv, ua, ub, G = vector_backward(
-                qt.to(ACC) * scale, kt.to(ACC), vt.to(ACC), dot.to(ACC), S, G, lat, lbt, BK, BV, KEY, VALUE, C,
-                STRICT, DOT, PREC, ACC,
+                qt.to(ACC) * scale, kt.to(ACC), vt.to(ACC), dot.to(ACC), S, G, lat, lbt, BK, BV, KEY, VALUE,
+                C, STRICT, DOT, PREC, ACC,
             )  # fmt: skip
             tl.store(dq + t * (H * K) + to_k, gq * scale, mask=of_k)
             tl.store(dk + t * (H * K) + to_k, only(gk, keep, MASK), mask=of_k)
@@ -331,7 +325,7 @@ def chunk_backward(
                 # a reset through dt = inf has gradient 0, which inf * 0 would make NaN
                 da += tl.sum(tl.where(ua == 0.0, 0.0, ua * dt[:, None]), 0)
         else:
-            # One gradient after the other, each stored before the next: side by side they overflow the registers.
+            # One gradient after the other, each stored before the next: side by side they overflow registers.
             through = 0.0
             if KEY != NONE:
                 through = tl.sum(tl.sum(S.to(ACC) * G.to(DOT).to(ACC), 1), 0) * tl.exp2(tl.sum(lat, 0))

@@ -48,7 +48,7 @@ def _split(x: Problem, p: ChunkPlan) -> bool:
 
 
 def _states(x: Problem, p: ChunkPlan, states: Tensor, final: Tensor | None, adjoint: bool) -> None:
-    """Fill states [slots, H, K, V]; with adjoint, the gradients of states, for which q and do play k and v."""
+    """Fill states [slots, H, K, V]; adjoint: with gradients of states, for which q and do play k and v."""
     arguments = _common(x, p) | x.seed(x.dstate if adjoint else x.initial_state)
     arguments |= {"states": states, "final": final, "FINAL": final is not None}
     arguments |= {"ADJOINT": adjoint, "group": x.group_q if adjoint else x.group_k}

@@ -116,9 +116,9 @@ def _precision(
 Block = tuple[int, int, int, int, int]
 WHOLE_64, WHOLE_128 = (64, 64, 64, 8, 1), (64, 128, 128, 8, 1)
 TREE_64 = (16, 64, 64, 8, 1)
-# (architecture, bfloat16 operands, launch) -> for each kind of decays, for head dims up to 64 and above. Found
-# by compiling (aot.py): the largest that spill no registers; on sm_90 and sm_100, where a block of the next
-# size down would move more bytes than the spills do, larger ones. docs/triton.md has both numbers.
+# (architecture, bfloat16 operands, launch) -> for each kind of decays, for head dims up to 64 and above.
+# Found by compiling (aot.py): the largest that spill no registers; on sm_90 and sm_100, where blocks of the
+# next size down would move more bytes than the spills do, larger ones. docs/triton.md has both numbers.
 _BLOCKS: dict[tuple[str, bool, str], dict[str, tuple[Block, Block]]] = {
     ("sm_90", True, "forward"): {
         "scalar": ((64, 64, 64, 8, 2), WHOLE_128),

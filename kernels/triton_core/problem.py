@@ -153,6 +153,7 @@ class Problem:
             **strides("sk", self.k, "bthd"),
             **strides("sv", self.v, "bthd"),
             **strides("sa", self.la, "bthd"),
+            **self._batch_stride(),
             **strides("sA", self.outer, "hd"),
             **strides("sb", self.lb, "bthd"),
             **strides("so", self.do, "bthd"),
@@ -168,6 +169,12 @@ class Problem:
             "ACC": TL[self.acc],
             "INDEX": tl.int32 if self.near(steps) else tl.int64,
         }
+
+    def _batch_stride(self) -> dict[str, int]:
+        """That of decays without keys is T * H: as `lab`, which makes no new kernel for a new length."""
+        if self.la is None or self.key == VECTOR:
+            return {"lab": 0}
+        return {"sab": 0, "lab": self.la.stride(0)}
 
     def seed(self, state: Tensor | None) -> dict[str, Any]:
         """Arguments of a walk which starts from this state."""

@@ -276,11 +276,12 @@ def walk(
     return S, outs
 
 
-@triton.jit(do_not_specialize=["T", "cols", "sik", "sAd"])
+@triton.jit(do_not_specialize=["T", "cols", "sik", "sAd", "lab", "smb"])
 def recurrent_forward(
     q, k, v, la, A, lb, mask, initial, states, o, final, cu_seqlens, scale: tl.float64,
     T, H, cols, group_q, group_k,
-    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
+    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt,
+    sbh,
     sbd, smb, smt, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     SUB: tl.constexpr, GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
@@ -303,7 +304,7 @@ def recurrent_forward(
     k += row * skb
     v += row * svb
     if KEY != NONE:
-        la += row * sab
+        la += row * (sab + lab)
     if VALUE:
         lb += row * sbb
     if MASK:
@@ -326,11 +327,12 @@ def recurrent_forward(
         store_groups(final + n * H * K * V, h, e, in_s, S, K * V, cols, K, False, GROUPS, BK, INDEX)
 
 
-@triton.jit(do_not_specialize=["T", "tokens", "cols", "sik", "sAd"])
+@triton.jit(do_not_specialize=["T", "tokens", "cols", "sik", "sAd", "lab", "smb"])
 def recurrent_backward(
     q, k, v, la, A, lb, mask, do, dstate, states, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens,
     scale: tl.float64, T, H, tokens, cols, group_q, group_k,
-    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh,
+    sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt,
+    sbh,
     sbd, smb, smt, sob, sot, soh, sod, sib, sih, sik, siv,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     SUB: tl.constexpr, GROUPS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, FIXED_A: tl.constexpr,
@@ -357,7 +359,7 @@ def recurrent_backward(
     k += row * skb
     v += row * svb
     if KEY != NONE:
-        la += row * sab
+        la += row * (sab + lab)
     if VALUE:
         lb += row * sbb
     if MASK:

@@ -13,7 +13,7 @@ from .decay import NONE, product, times_state
 
 @triton.jit
 def shifted(x, C: tl.constexpr, BY: tl.constexpr):
-    """[C]: the x of BY steps before, 0 where there is none. (An exclusive sum as a difference would cancel.)"""
+    """[C]: the x of BY steps before, 0 where there is none. (Exclusive sums as differences would cancel.)"""
     r = tl.arange(0, C) - BY
     inside = (r >= 0) & (r < C)
     return tl.where(inside, tl.gather(x, tl.where(inside, r, 0), 0), 0.0)

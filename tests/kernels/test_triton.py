@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -63,21 +64,56 @@ def test_small_heads_go_elementwise(K: int, V: int) -> None:
 
 def test_plans_suit_their_inputs() -> None:
     """Blocks are powers of two of at least 16 and no wider than they must be; precision follows dtypes."""
-    for target in (config.SM_80, config.SM_90, config.SM_100, config.GFX942):
-        for decays in ("scalar", "key", "outer", "both"):
-            for backward in (False, True):
-                for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-                    acc = torch.float64 if dtype == torch.float64 else torch.float32
-                    for K, V in ((16, 17), (128, 64), (256, 256)):
-                        plan = config.plan(
-                            target, backward=backward, K=K, V=V, H=2, decays=decays, acc=acc,
-                            operands=[dtype] * 3, precision=None, chunk_size=None,
-                        )  # fmt: skip
-                        assert plan.BK & (plan.BK - 1) == 0 and plan.BV & (plan.BV - 1) == 0
-                        assert 16 <= plan.BK < 2 * K and 16 <= plan.BV < 2 * V
-                        assert plan.segment % plan.C == 0
-                        assert plan.prec == (
-                            "pieces" if dtype == torch.float32
-                            else "tf32" if dtype == torch.float16 and target.backend == "cuda"
-                            else "ieee"
-                        )  # fmt: skip
+    targets = (config.SM_80, config.SM_90, config.SM_100, config.GFX942, config.INTERPRETER)
+    kinds = ("scalar", "key", "outer", "both")
+    dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    for target, decays, launch, dtype, (K, V) in itertools.product(
+        targets, kinds, ("states", "forward", "backward"), dtypes, ((16, 17), (128, 64), (256, 256))
+    ):
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        plan = config.chunk_plan(
+            target, launch, K=K, V=V, decays=decays, acc=acc, operands=[dtype] * 3, precision=None,
+            chunk_size=None,
+        )  # fmt: skip
+        assert plan.BK & (plan.BK - 1) == 0 and plan.BV & (plan.BV - 1) == 0
+        assert 16 <= plan.BK < 2 * K and 16 <= plan.BV < 2 * V
+        assert plan.segment % plan.C == 0 and plan.warps >= 4
+        assert plan.tree == (decays != "scalar") and not (plan.tree and plan.C != 16)
+        if target.backend == "interpreter":
+            continue
+        assert plan.prec == (
+            "bf16x6" if dtype == torch.float32
+            else {"cuda": "tf32", "hip": "bf16x6"}[target.backend] if dtype == torch.float16
+            else "ieee"
+        )  # fmt: skip
+
+
+def test_full_precision_unless_asked() -> None:
+    for precision, found in ((None, "bf16x6"), ("tf32", "tf32")):
+        plan = config.chunk_plan(
+            config.SM_90, "forward", K=64, V=64, decays="scalar", acc=torch.float32,
+            operands=[torch.float32] * 3, precision=precision, chunk_size=None,
+        )  # fmt: skip
+        assert plan.prec == found
+
+
+def test_the_interpreter_has_the_blocks_of_sm_90() -> None:
+    """What is counted there is what would run."""
+    for launch, D in itertools.product(("states", "forward", "backward"), (64, 128)):
+        one, other = (
+            config.chunk_plan(
+                target, launch, K=D, V=D, decays="scalar", acc=torch.float32, operands=[dtype] * 3,
+                precision=None, chunk_size=None,
+            )
+            for target, dtype in ((config.INTERPRETER, torch.float32), (config.SM_90, torch.bfloat16))
+        )  # fmt: skip
+        assert (one.block, one.segment) == (other.block, other.segment)
+
+
+def test_few_programs_take_the_split_schedule() -> None:
+    """auto: whole sequences while they fill the card, segments side by side otherwise."""
+    few, many = (config.use_split("auto", config.SM_90, n, 4096, 64) for n in (16, 132))
+    assert few and not many
+    assert not config.use_split("auto", config.SM_90, 16, 128, 64)  # too short to gain
+    assert config.use_split("split", config.SM_90, 9999, 1, 64)
+    assert not config.use_split("fused", config.SM_90, 1, 99999, 64)
