@@ -382,9 +382,7 @@ def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
 
 def _fake_backward(do: Tensor | None, dstate: Tensor | None, saved: Tensor, *args: Any) -> Seven:
     xs = args[:7]
-    return tuple(
-        args[2].new_empty(0) if y is None else y.new_empty(y.shape) for y in xs
-    )
+    return tuple(args[2].new_empty(0) if y is None else y.new_empty(y.shape) for y in xs)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -183,13 +183,14 @@ def trace(
     return found
 
 
-def launches(case: Case) -> list[Launch]:
-    """The different launches which forward, backward and (of a fused case) one step would make."""
+def launches(case: Case, B: int = 8, T: int = 4096) -> list[Launch]:
+    """The different launches which forward, backward and (of a fused case) one step would make on B sequences
+    of T steps."""
     from . import one_step
 
     target, dtype, D = TARGETS[case.target], DTYPES[case.dtype], case.head_dim
     decay_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    B, T, H, K, V = 8, 4096, 16, D, D
+    N, H, K, V = B, 16, D, D
     if case.decay == "mamba1":
         H, K, V = 2048, 16, 1
     if case.decay == "hgrn":
@@ -214,9 +215,9 @@ def launches(case: Case) -> list[Launch]:
     if case.decay in ("both", "hgrn"):
         log_decay_v = tensor(B, T, H, V)
     if packed:
-        cu_seqlens = tensor(9, dtype=torch.int64)
+        cu_seqlens = tensor(N + 1, dtype=torch.int64)
     if "stateless" not in case.variants:
-        state = tensor(8, H, K, V)
+        state = tensor(N, H, K, V)
     if "mask" in case.variants:
         mask = tensor(B, T, dtype=torch.bool)
     options: dict[str, Any] = {

@@ -181,10 +181,10 @@ _BLOCKS: dict[tuple[str, bool, str], dict[str, tuple[Block, Block]]] = {
         "both": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
     },
     ("gfx942", False, "forward"): {
-        "scalar": ((16, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
+        "scalar": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
         "key": (TREE_64, TREE_64),
         "outer": (TREE_64, TREE_64),
-        "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
+        "both": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
     },
     ("gfx942", False, "backward"): {
         "scalar": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),

@@ -26,7 +26,7 @@ def load_rows(p, h, in_h, d, in_d, sh, sd):
     return tl.load(p + at, mask=in_h[:, None] & in_d[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sqb", "skb", "smb"])
 def step_kernel(
     q, k, v, la, A, lb, mask, state, new, o, scale: tl.float64, H, group_q, group_k,
     sqb, sqh, sqd, skb, skh, skd, svb, svh, svd, sab, sah, sad, sAh, sAd, sbb, sbh, sbd, smb,

@@ -276,7 +276,7 @@ def walk(
     return S, outs
 
 
-@triton.jit(do_not_specialize=["T", "cols", "sik", "sAd", "lab", "smb"])
+@triton.jit(do_not_specialize=["T", "cols", "sik", "sAd", "lab", "smb", "sqb", "skb"])
 def recurrent_forward(
     q, k, v, la, A, lb, mask, initial, states, o, final, cu_seqlens, scale: tl.float64,
     T, H, cols, group_q, group_k,
@@ -327,7 +327,7 @@ def recurrent_forward(
         store_groups(final + n * H * K * V, h, e, in_s, S, K * V, cols, K, False, GROUPS, BK, INDEX)
 
 
-@triton.jit(do_not_specialize=["T", "tokens", "cols", "sik", "sAd", "lab", "smb"])
+@triton.jit(do_not_specialize=["T", "tokens", "cols", "sik", "sAd", "lab", "smb", "sqb", "skb"])
 def recurrent_backward(
     q, k, v, la, A, lb, mask, do, dstate, states, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens,
     scale: tl.float64, T, H, tokens, cols, group_q, group_k,

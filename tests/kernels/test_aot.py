@@ -42,6 +42,31 @@ def test_matrix_units_multiply(rows, target):
     assert any(mnemonics[target] in name for row in kernels for name in row.matrix)
 
 
+def specializations(case, B, T):
+    """What the JIT would key its kernels by, for every launch of a call of this shape."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    keys = []
+    for one in aot.launches(case, B, T):
+        bind = create_function_from_signature(one.kernel.signature, one.kernel.params, backend)
+        _, specialization, _ = bind(**one.arguments)
+        keys.append((one.kernel.__name__, str(specialization), one.plan.warps))
+    return keys
+
+
+@pytest.mark.parametrize("schedule", ["fused", "split"])
+@pytest.mark.parametrize("decay", aot.DECAYS)
+def test_lengths_and_batches_make_no_new_kernels(decay, schedule):
+    """One kernel for each launch, however long and many the sequences are (until offsets need 64 bits)."""
+    case = aot.Case("sm_90", decay, "bfloat16", 64, schedule)
+    shapes = [(1, 1), (1, 17), (2, 64), (3, 1000), (8, 4096), (1, 1 << 16)]
+    found = [specializations(case, B, T) for B, T in shapes]
+    assert len({tuple(keys) for keys in found}) == 1
+
+
 def test_the_whole_family_is_there(rows):
     assert {row.kernel for row in rows} == {
         "chunk_states",

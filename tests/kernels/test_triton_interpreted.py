@@ -328,6 +328,79 @@ def test_bitwise_on_a_lattice(decay: str, decay_v: str | None, read: str) -> Non
     assert torch.equal(o.double(), want) and torch.equal(state.double(), want_state)
 
 
+def bits(*results: tuple[Tensor | None, ...]) -> bool:
+    """Whether all results are the same to the last bit."""
+    return all(
+        (x is None and y is None) or torch.equal(x, y)
+        for other in results[1:]
+        for x, y in zip(results[0], other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("decay,decay_v", [("scalar", None), ("vector", None), ("vector", "full")])
+def test_bits_do_not_depend_on_schedule_batch_or_run(decay: str, decay_v: str | None) -> None:
+    """fused and split, a row alone and among others, now and again."""
+    inputs = cast(make(decay, decay_v, 3, 150, 2, 16, 20, odd=False), torch.float32)
+    do = torch.randn(3, 150, 2, 20)
+    found = {}
+    for schedule in ("fused", "split"):
+        options = DEFAULTS | {"schedule": schedule}
+        o, state, _ = launch.forward(*inputs, **options)
+        found[schedule] = (o, state, *launch.backward(do, state, None, *inputs, **options))
+        row = [x[1:2] if isinstance(x, Tensor) else x for x in inputs]
+        o1, state1, _ = launch.forward(*row, **options)
+        alone = (o1, state1, *launch.backward(do[1:2], state1, None, *row, **options))
+        assert bits(alone, tuple(None if x is None else x[1:2] for x in found[schedule]))
+    o, state, _ = launch.forward(*inputs, **DEFAULTS)
+    assert bits(found["fused"], found["split"], (o, state, *found["fused"][2:]))
+
+
+@pytest.mark.parametrize("schedule", ["fused", "split"])
+@pytest.mark.parametrize("read,reverse", [("after", False), ("before", True)])
+@pytest.mark.parametrize(
+    "decay,decay_v", [("scalar", None), ("vector", None), ("outer", "full"), ("head", None)]
+)
+def test_masked_steps(decay: str, decay_v: str | None, read: str, reverse: bool, schedule: str) -> None:
+    """A masked step neither writes nor decays, whatever it holds; of it only the query has a gradient."""
+    inputs = make(decay, decay_v, 2, 70, 2, 16, 17)
+    mask = torch.rand(2, 70, generator=torch.Generator().manual_seed(5)) < 0.7
+
+    def kept(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        if x.shape[:2] != mask.shape:  # constant decays
+            x = x.expand(2, 70, *x.shape)
+        return torch.where(mask.reshape(2, 70, *(1 for _ in x.shape[2:])), x, torch.zeros((), dtype=x.dtype))
+
+    plain = [
+        inputs[0],
+        kept(inputs[1]),
+        kept(inputs[2]),
+        kept(inputs[3]),
+        inputs[4],
+        kept(inputs[5]),
+        *inputs[6:],
+    ]
+    dirty = list(inputs)
+    for i in (1, 2):
+        dirty[i] = torch.where(mask[..., None, None], inputs[i], torch.nan)
+    options = DEFAULTS | {"read": read, "reverse": reverse, "schedule": schedule}
+    do = torch.randn(2, 70, 2, 17, dtype=torch.float64)
+    o, state, _ = launch.forward(*plain, **options)
+    want = launch.backward(do, state, None, *plain, **options)
+    got_o, got_state, _ = launch.forward(*dirty, mask, **options)
+    got = launch.backward(do, state, None, *dirty, mask, **options)
+    close(got_o, o, 1e-12)
+    close(got_state, state, 1e-12)
+    for i, (x, y) in enumerate(zip(got, want, strict=True)):
+        if x is None:
+            continue
+        y = y if i in (0, 4, 6) else kept(y)
+        if x.shape != y.shape:
+            y = y.sum((0, 1))
+        close(x, y, 1e-12)
+
+
 class Recurrence(torch.autograd.Function):
     """The public pair forward, backward as one differentiable function."""
 
