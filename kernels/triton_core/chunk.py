@@ -112,7 +112,7 @@ def chunk_states(
 
     states [slots, H, K, V], final [N, H, K, V] in ACC, contiguous. Grid: N, H, blocks of K * blocks of V."""
     scale = tl.full([], scale, ACC)
-    n, h, _, _, d, e = place(K, V, BK, BV, INDEX)
+    n, h, _ik, _iv, d, e = place(K, V, BK, BV, INDEX)
     row, first, length = span(cu_seqlens, n, T, VARLEN)
     in_k, in_v = d < (K if K % BK else K + BK), e < (V if V % BV else V + BV)
     k += row * skb + (h // group) * skh
@@ -174,7 +174,7 @@ def chunk_forward(
 
     Grid: N, or slots if SPLIT; H; blocks of K * blocks of V. STRICT is read="before"."""
     scale = tl.full([], scale, ACC)
-    slot, h, ik, _, d, e = place(K, V, BK, BV, INDEX)
+    slot, h, ik, _iv, d, e = place(K, V, BK, BV, INDEX)
     n = slot
     if SPLIT:
         n = sequence_of(slot, cu_seqlens, N, T, SEGMENT, VARLEN)
