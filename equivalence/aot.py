@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from .code_lines import of_kernels
 from .text import check_file
 
 if TYPE_CHECKING:
@@ -53,12 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instructions", action="store_true", help="also count the other instructions, by kind"
     )
+    parser.add_argument(
+        "--lines", action="store_true", help="instead, count the lines of code of the kernels and launches"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="compilers side by side (2)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 1 if a kernel spills, does not fit or uses no matrix instruction."""
+    if args.lines:
+        counts = of_kernels()
+        for name, count in counts.items():
+            print(f"{count:6,}  {name}")
+        print(f"{sum(counts.values()):6,}  lines of code, without blanks, comments and docstrings")
+        return 0
     if not HAVE_TRITON:
         print("mixerzoo aot: triton is not installed here (it exists for Linux only)", file=sys.stderr)
         return 2
