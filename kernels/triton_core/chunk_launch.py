@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from . import chunk
-from .config import ChunkPlan, chunk_plan, use_split
+from .config import ChunkPlan, chunk_plan, use_split, walk_plan
 from .problem import NONE, OUTER, TL, VECTOR, Problem, gather, only, total
 
 
@@ -75,8 +75,7 @@ def forward(x: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     if x.N * x.H:
         if split:
             states = x.empty(walks, x.H, x.K, x.V)
-            ahead = _plan(x, "states")
-            _states(x, ahead, states, final, False)
+            _states(x, walk_plan(p), states, final, False)
         arguments = _common(x, p) | x.seed(None if split else x.initial_state)
         arguments |= {"states": states, "o": o, "final": None if split else final, "SPLIT": split}
         kernel = chunk.chunk_forward
@@ -109,10 +108,10 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
         ds0 = x.empty(x.N, x.H, x.K, x.V)
     if x.N * x.H:
         states = x.empty(slots, x.H, x.K, x.V, dtype=p.kept)
-        _states(x, p, states, None, False)
+        _states(x, walk_plan(p) if split else p, states, None, False)
         if split:
             dstates = x.empty(slots, x.H, x.K, x.V)
-            _states(x, p, dstates, ds0, True)
+            _states(x, walk_plan(p), dstates, ds0, True)
         arguments = _common(x, p) | x.seed(None if split else x.dstate)
         arguments |= {
             "states": states,

@@ -7,7 +7,7 @@ chosen here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -79,7 +79,7 @@ def chunk_plan(
     precision: str | None,
     chunk_size: int | None,
 ) -> ChunkPlan:
-    """The plan of one launch: "states" (of a split forward), "forward" or "backward" (and its states).
+    """The plan of the launches of "forward" or "backward".
 
     decays: "scalar" (at most one per head and step), "key", "outer" (both over keys) or "both" (any over
     values). operands: dtypes of q, k, v."""
@@ -214,7 +214,12 @@ def _blocks(target: Target, launch: str, decays: str, D: int, dot: torch.dtype) 
         arch = "sm_80"
     elif int(target.arch) >= 100:
         arch = "sm_100"
-    return _BLOCKS[arch, low, "backward" if launch == "backward" else "forward"][decays][D > 64]
+    return _BLOCKS[arch, low, launch][decays][D > 64]
+
+
+def walk_plan(p: ChunkPlan) -> ChunkPlan:
+    """Of the walk that a split schedule starts with: narrower states, so that more programs share it."""
+    return replace(p, BK=min(p.BK, 64), BV=min(p.BV, 64), warps=min(p.warps, 8))
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:

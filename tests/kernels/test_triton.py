@@ -68,7 +68,7 @@ def test_plans_suit_their_inputs() -> None:
     kinds = ("scalar", "key", "outer", "both")
     dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
     for target, decays, launch, dtype, (K, V) in itertools.product(
-        targets, kinds, ("states", "forward", "backward"), dtypes, ((16, 17), (128, 64), (256, 256))
+        targets, kinds, ("forward", "backward"), dtypes, ((16, 17), (128, 64), (256, 256))
     ):
         acc = torch.float64 if dtype == torch.float64 else torch.float32
         plan = config.chunk_plan(
@@ -99,7 +99,7 @@ def test_full_precision_unless_asked() -> None:
 
 def test_the_interpreter_has_the_blocks_of_sm_90() -> None:
     """What is counted there is what would run."""
-    for launch, D in itertools.product(("states", "forward", "backward"), (64, 128)):
+    for launch, D in itertools.product(("forward", "backward"), (64, 128)):
         one, other = (
             config.chunk_plan(
                 target, launch, K=D, V=D, decays="scalar", acc=torch.float32, operands=[dtype] * 3,
