@@ -84,7 +84,7 @@ def chunk_plan(
     decays: "scalar" (at most one per head and step), "key", "outer" (both over keys) or "both" (any over
     values). operands: dtypes of q, k, v."""
     dot, prec = _precision(target, acc, operands, precision)
-    C, high, wide, warps, stages = _blocks(target, launch, decays, max(K, V), dot)
+    C, high, wide, warps, stages = _blocks(target, launch, decays, max(K, V), dot, prec)
     if chunk_size is not None and decays == "scalar":
         C = min(C, power(chunk_size, 16))
     BK, BV = min(power(K, 16), high), min(power(V, 16), wide)
@@ -116,105 +116,117 @@ def _precision(
 Block = tuple[int, int, int, int, int]
 WHOLE_64, WHOLE_128 = (64, 64, 64, 8, 1), (64, 128, 128, 8, 1)
 TREE_64 = (16, 64, 64, 8, 1)
-# (architecture, bfloat16 operands, launch) -> for each kind of decays, for head dims up to 64 and above.
+# (architecture, how products are made, launch) -> for each kind of decays, for head dims up to 64 and above.
 # Found by compiling (aot.py): the largest that spill no registers; on sm_90 and sm_100, where blocks of the
 # next size down would move more bytes than the spills do, larger ones. docs/triton.md has both numbers.
-_BLOCKS: dict[tuple[str, bool, str], dict[str, tuple[Block, Block]]] = {
-    ("sm_90", True, "forward"): {
+_BLOCKS: dict[tuple[str, str, str], dict[str, tuple[Block, Block]]] = {
+    ("sm_90", "bf16", "forward"): {
         "scalar": ((64, 64, 64, 8, 2), WHOLE_128),
         "key": ((16, 64, 64, 8, 2), (16, 128, 128, 16, 1)),
         "outer": ((16, 64, 64, 8, 2), TREE_64),
         "both": (TREE_64, (16, 128, 64, 8, 1)),
     },
-    ("sm_90", True, "backward"): {
+    ("sm_90", "bf16", "backward"): {
         "scalar": (WHOLE_64, WHOLE_128),
         "key": (TREE_64, (16, 64, 128, 8, 1)),
         "outer": (TREE_64, (16, 64, 128, 8, 1)),
         "both": (TREE_64, TREE_64),
     },
-    ("sm_90", False, "forward"): {
+    ("sm_90", "bf16x6", "forward"): {
         "scalar": ((32, 32, 64, 8, 1), (32, 32, 64, 8, 1)),
         "key": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
         "outer": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
         "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
     },
-    ("sm_90", False, "backward"): {
+    ("sm_90", "bf16x6", "backward"): {
         "scalar": ((16, 64, 32, 8, 1), (16, 64, 32, 8, 1)),
         "key": (TREE_64, TREE_64),
         "outer": (TREE_64, TREE_64),
         "both": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
     },
-    ("sm_80", True, "forward"): {
+    ("sm_80", "bf16", "forward"): {
         "scalar": ((32, 64, 64, 8, 1), (32, 128, 64, 8, 1)),
         "key": (TREE_64, TREE_64),
         "outer": (TREE_64, TREE_64),
         "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
     },
-    ("sm_80", True, "backward"): {
+    ("sm_80", "bf16", "backward"): {
         "scalar": ((32, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
         "key": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
         "outer": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
         "both": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
     },
-    ("sm_80", False, "forward"): {
+    ("sm_80", "bf16x6", "forward"): {
         "scalar": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
         "key": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
         "outer": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
         "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
     },
-    ("sm_80", False, "backward"): {
+    ("sm_80", "bf16x6", "backward"): {
         "scalar": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
         "key": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
         "outer": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
         "both": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
     },
-    ("gfx942", True, "forward"): {
+    ("gfx942", "bf16", "forward"): {
         "scalar": ((32, 64, 64, 8, 1), (32, 128, 64, 8, 1)),
         "key": (TREE_64, (16, 128, 128, 8, 1)),
         "outer": (TREE_64, (16, 128, 128, 8, 1)),
         "both": (TREE_64, (16, 128, 64, 8, 1)),
     },
-    ("gfx942", True, "backward"): {
+    ("gfx942", "bf16", "backward"): {
         "scalar": ((16, 64, 64, 8, 1), (16, 64, 64, 8, 1)),
         "key": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
         "outer": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
         "both": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
     },
-    ("gfx942", False, "forward"): {
+    ("gfx942", "bf16x6", "forward"): {
         "scalar": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
         "key": (TREE_64, TREE_64),
         "outer": (TREE_64, TREE_64),
         "both": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
     },
-    ("gfx942", False, "backward"): {
+    ("gfx942", "bf16x6", "backward"): {
         "scalar": ((16, 32, 32, 4, 1), (16, 32, 32, 4, 1)),
         "key": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
         "outer": ((16, 16, 32, 4, 1), (16, 16, 32, 4, 1)),
         "both": ((16, 16, 16, 4, 1), (16, 16, 16, 4, 1)),
     },
 }
-_BLOCKS["sm_100", True, "forward"] = _BLOCKS["sm_90", True, "forward"] | {
+_BLOCKS["sm_100", "bf16", "forward"] = _BLOCKS["sm_90", "bf16", "forward"] | {
     "key": ((16, 64, 64, 8, 2), (16, 128, 128, 8, 1)),
 }
-_BLOCKS["sm_100", True, "backward"] = _BLOCKS["sm_90", True, "backward"]
-_BLOCKS["sm_100", False, "forward"] = _BLOCKS["sm_90", False, "forward"] | {"scalar": (WHOLE_64, WHOLE_64)}
-_BLOCKS["sm_100", False, "backward"] = _BLOCKS["sm_90", False, "backward"]
+_BLOCKS["sm_100", "bf16", "backward"] = _BLOCKS["sm_90", "bf16", "backward"]
+_BLOCKS["sm_100", "bf16x6", "forward"] = _BLOCKS["sm_90", "bf16x6", "forward"] | {
+    "scalar": (WHOLE_64, WHOLE_64)
+}
+_BLOCKS["sm_100", "bf16x6", "backward"] = _BLOCKS["sm_90", "bf16x6", "backward"]
+for _arch in ("sm_90", "sm_100"):
+    _BLOCKS[_arch, "tf32", "forward"] = {
+        "scalar": (WHOLE_64, WHOLE_64),
+        "key": (TREE_64, TREE_64),
+        "outer": (TREE_64, TREE_64),
+        "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
+    }
+    _BLOCKS[_arch, "tf32", "backward"] = _BLOCKS[_arch, "bf16x6", "backward"] | {
+        "scalar": ((32, 64, 64, 8, 1), (32, 64, 64, 8, 1)),
+    }
 
 
-def _blocks(target: Target, launch: str, decays: str, D: int, dot: torch.dtype) -> Block:
+def _blocks(target: Target, launch: str, decays: str, D: int, dot: torch.dtype, prec: str) -> Block:
     """The interpreter takes what sm_90 takes for bfloat16: what it counts is what most people would run."""
     if dot == torch.float64:
         return 16, 16, 16, 4, 1
-    arch, low = "sm_90", dot == torch.bfloat16
+    arch, how = "sm_90", "bf16" if dot == torch.bfloat16 else prec
     if target.backend == "interpreter":
-        low = True
+        how = "bf16"
     elif target.backend == "hip":
         arch = "gfx942"
     elif int(target.arch) < 90:
-        arch = "sm_80"
+        arch, how = "sm_80", "bf16" if how == "bf16" else "bf16x6"
     elif int(target.arch) >= 100:
         arch = "sm_100"
-    return _BLOCKS[arch, low, launch][decays][D > 64]
+    return _BLOCKS[arch, how, launch][decays][D > 64]
 
 
 def walk_plan(p: ChunkPlan) -> ChunkPlan:
