@@ -128,7 +128,7 @@ _BLOCKS: dict[tuple[str, str, str], dict[str, tuple[Block, Block]]] = {
     },
     ("sm_90", "bf16", "backward"): {
         "scalar": (WHOLE_64, WHOLE_128),
-        "key": (TREE_64, (16, 64, 128, 8, 1)),
+        "key": (TREE_64, (32, 64, 128, 8, 1)),
         "outer": (TREE_64, (16, 64, 128, 8, 1)),
         "both": (TREE_64, TREE_64),
     },
@@ -196,7 +196,9 @@ _BLOCKS: dict[tuple[str, str, str], dict[str, tuple[Block, Block]]] = {
 _BLOCKS["sm_100", "bf16", "forward"] = _BLOCKS["sm_90", "bf16", "forward"] | {
     "key": ((16, 64, 64, 8, 2), (16, 128, 128, 8, 1)),
 }
-_BLOCKS["sm_100", "bf16", "backward"] = _BLOCKS["sm_90", "bf16", "backward"]
+_BLOCKS["sm_100", "bf16", "backward"] = _BLOCKS["sm_90", "bf16", "backward"] | {
+    "key": (TREE_64, (16, 64, 128, 8, 1)),
+}
 _BLOCKS["sm_100", "bf16x6", "forward"] = _BLOCKS["sm_90", "bf16x6", "forward"] | {
     "scalar": (WHOLE_64, WHOLE_64)
 }

@@ -9,8 +9,8 @@ The sums of log-decays for a level come from those of the level below by additio
 gradients by the transpose of those additions (`narrower`): only pairs whose weight contains a decay reach its
 gradient, which is exactly 0 where the decay is 0.
 
-Shapes: la [C, K], lb [C, V] in base 2; C = 16 steps (four levels), K keys, V values; H steps per block at a
-level.
+Shapes: la [C, K], lb [C, V] in base 2; C = 16 or 32 steps (four or five levels), K keys, V values; H steps
+per block at a level.
 """
 
 import triton
@@ -78,6 +78,7 @@ def vector_outputs(
     ACC: tl.constexpr,
 ):  # fmt: skip
     """Outputs [C, V] of a chunk, and the state after it, from S [K, V] before it. q is scaled already."""
+    LEVELS: tl.constexpr = 4 if C == 16 else 5
     r = tl.arange(0, C)
     sa, ea, ta = first_sums(la, STRICT)
     sb, eb, tb = first_sums(lb, STRICT)
@@ -87,7 +88,7 @@ def vector_outputs(
         P += tl.where(r[:, None] == r[None, :], tl.sum(q * k, 1)[:, None], 0.0)
         if VALUE:
             out += tl.sum(q * k, 1)[:, None] * v
-    for level in tl.static_range(0, 4):
+    for level in tl.static_range(0, LEVELS):
         M = tl.where(odd(level, C), q, k)
         if KEY != NONE:
             M *= level_weights(sa, ea, level, C)
@@ -126,8 +127,9 @@ def decayed(S, la, lb, KEY: tl.constexpr, VALUE: tl.constexpr):
 @triton.jit
 def ends(x, C: tl.constexpr, D: tl.constexpr, STRICT: tl.constexpr):
     """[C, D] twice: sums of x from the start of the chunk up to a row, and after the row until the end."""
+    LEVELS: tl.constexpr = 4 if C == 16 else 5
     start, end, all = first_sums(x, STRICT)
-    for level in tl.static_range(0, 4):
+    for level in tl.static_range(0, LEVELS):
         start, end, all = wider(start, end, all, 1 << level, C, D)
     return start, end
 
@@ -164,6 +166,7 @@ def vector_backward(
     """Gradients of q, k [C, K], v [C, V], la [C, K], lb [C, V], and of the state before the chunk.
 
     q is scaled already; S [K, V] is the state before the chunk, G the gradient of that after it."""
+    LEVELS: tl.constexpr = 4 if C == 16 else 5
     row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     gq, gk, gv = tl.zeros_like(q), tl.zeros_like(k), tl.zeros_like(v)
     sa, ea, ta = first_sums(la, STRICT)
@@ -179,7 +182,7 @@ def vector_backward(
         gq += gd * k
         gk += gd * q
         gv += tl.sum(q * k, 1)[:, None] * do
-    for level in tl.static_range(0, 4):
+    for level in tl.static_range(0, LEVELS):
         reads = odd(level, C)
         pairs = siblings(level, C)
         x = tl.where(reads, q, k)
@@ -229,11 +232,11 @@ def vector_backward(
     if KEY != NONE:
         sq *= tl.exp2(sa)
         sk *= tl.exp2(ea)
-        ua += to_decays(q * sq, k * sk, tl.zeros_like(la) + tl.sum(both, 1)[None, :], 4, C, K, STRICT)
+        ua += to_decays(q * sq, k * sk, tl.zeros_like(la) + tl.sum(both, 1)[None, :], LEVELS, C, K, STRICT)
     if VALUE:
         sv *= tl.exp2(eb)
         so = times_state(qw, S, DOT, PREC, ACC) * tl.exp2(sb)
-        ub += to_decays(do * so, v * sv, tl.zeros_like(lb) + tl.sum(both, 0)[None, :], 4, C, V, STRICT)
+        ub += to_decays(do * so, v * sv, tl.zeros_like(lb) + tl.sum(both, 0)[None, :], LEVELS, C, V, STRICT)
     G = decayed(G, la, lb, KEY, VALUE) + product(tl.trans(qw), dw, DOT, PREC, ACC)
     return gq + sq, gk + sk, gv + sv, ua, ub, G
 

@@ -189,6 +189,14 @@ def test_recurrent(decay: str | None, decay_v: str | None, read: str, reverse: b
     check(inputs, 1e-12, read=read, reverse=reverse, regime="recurrent")
 
 
+@pytest.mark.parametrize("decay,decay_v,read", [("vector", None, "after"), ("outer", "full", "before")])
+def test_longer_tree(decay: str, decay_v: str | None, read: str, plans: Any) -> None:
+    """Chunks of 32 steps, which wide heads take: one more level."""
+    plans(C=32, segment=32)
+    for schedule in ("fused", "split"):
+        check(make(decay, decay_v, 1, 71, 1, 5, 3), 1e-12, read=read, schedule=schedule, regime="chunk")
+
+
 @pytest.mark.parametrize("T", [0, 1, 2, 17, 63, 64, 65, 100])
 @pytest.mark.parametrize("decay,decay_v", [("scalar", None), ("vector", None), ("vector", "full")])
 def test_lengths_float32(decay: str, decay_v: str | None, T: int) -> None:
