@@ -2,7 +2,8 @@
 
     config.py     which regime, block sizes and precision: the one place
     problem.py    the arguments of one call      launch.py  which regime it takes
-    chunk.py, chunk_launch.py          matmul regime: kernels and their launches
+    chunk.py, chunk_launch.py          matmul regime: kernels and their launches; what happens inside a chunk:
+    scalar.py, vector.py               one decay per step, or the tree
     recurrent.py, recurrent_launch.py  elementwise regime
     one_step.py   one step of the recurrence: kernel and launch
     decay.py      what all kernels share
