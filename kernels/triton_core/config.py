@@ -133,8 +133,8 @@ _BLOCKS: dict[tuple[str, str, str], dict[str, tuple[Block, Block]]] = {
         "both": (TREE_64, TREE_64),
     },
     ("sm_90", "bf16x6", "forward"): {
-        "scalar": ((32, 32, 64, 8, 1), (32, 32, 64, 8, 1)),
-        "key": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
+        "scalar": (TREE_64, TREE_64),
+        "key": (TREE_64, TREE_64),
         "outer": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
         "both": ((16, 32, 64, 8, 1), (16, 32, 64, 8, 1)),
     },
@@ -200,7 +200,8 @@ _BLOCKS["sm_100", "bf16", "backward"] = _BLOCKS["sm_90", "bf16", "backward"] | {
     "key": (TREE_64, (16, 64, 128, 8, 1)),
 }
 _BLOCKS["sm_100", "bf16x6", "forward"] = _BLOCKS["sm_90", "bf16x6", "forward"] | {
-    "scalar": (WHOLE_64, WHOLE_64)
+    "scalar": (WHOLE_64, WHOLE_64),
+    "key": ((16, 32, 64, 4, 1), (16, 32, 64, 4, 1)),
 }
 _BLOCKS["sm_100", "bf16x6", "backward"] = _BLOCKS["sm_90", "bf16x6", "backward"]
 for _arch in ("sm_90", "sm_100"):

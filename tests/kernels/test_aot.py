@@ -36,7 +36,7 @@ KNOWN = {
     ("sm_100", "both", "bfloat16", 64): 96,
     ("sm_100", "both", "bfloat16", 128): 96,
 }
-KNOWN_FORWARD = {("sm_100", "key", "bfloat16", 128): 32}
+KNOWN_FORWARD = {("sm_100", "key", "bfloat16", 128): 32, ("sm_90", "key", "float32", 64): 16}
 
 
 @pytest.fixture(scope="module")
