@@ -43,10 +43,11 @@ def target_of(x: Tensor) -> Target:
 def launch(kernel: Any, grid: int | tuple[int, ...], arguments: dict[str, Any], plan: Any) -> None:
     """Launch on the device of the tensors. aot.py puts its own recorder in this place."""
     device = arguments["k"].device
+    grid = grid if isinstance(grid, tuple) else (grid,)
+    if len(grid) > 1 and grid[1] > 65535:
+        raise ValueError(f"v has {grid[1]} heads; accepted by the Triton kernels: at most 65535")
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid if isinstance(grid, tuple) else (grid,)](
-            **arguments, num_warps=plan.warps, num_stages=plan.stages
-        )
+        kernel[grid](**arguments, num_warps=plan.warps, num_stages=plan.stages)
 
 
 class Problem:

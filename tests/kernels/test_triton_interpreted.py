@@ -446,3 +446,10 @@ def test_available() -> None:
     x = torch.zeros(1)
     assert triton_core.available() and triton_core.available(x, None)
     assert not triton_core.available(x, x.to("meta"))
+
+
+def test_too_many_heads_for_a_grid() -> None:
+    q = torch.zeros(1, 1, 1, 16)
+    v = torch.zeros(1, 1, 65536, 16)
+    with pytest.raises(ValueError, match="65536 heads"):
+        launch.forward(q, q, v, None, None, None, None, None, **DEFAULTS)
