@@ -9,7 +9,7 @@ bfloat16 (the interpreter multiplies their bit patterns), conversions to and fro
 and the input precisions that it does not know. Scans and reductions with a combine function of their own go
 through all lanes at once rather than lane by lane in Python. None of it changes a count.
 
-Written for Triton 3.5 to 3.8: triton/runtime/interpreter.py.
+Written for Triton 3.6 to 3.8: triton/runtime/interpreter.py.
 """
 
 from __future__ import annotations

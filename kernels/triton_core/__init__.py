@@ -28,26 +28,33 @@ __all__ = ["available", "backward", "forward", "saved_shape", "step"]
 
 
 @functools.cache
-def _triton_is_new_enough() -> bool:
-    """Triton 3.5 brought the loop annotation without which some kernels run out of registers."""
+def _triton() -> tuple[int, int]:
+    """The version of Triton, (0, 0) where there is none."""
     try:
         major, minor = importlib.metadata.version("triton").split(".")[:2]
-        return (int(major), int(minor)) >= (3, 5) and importlib.util.find_spec("triton") is not None
+        found = importlib.util.find_spec("triton") is not None
+        return (int(major), int(minor)) if found else (0, 0)
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        return False
+        return 0, 0
+
+
+def _needed(x: Tensor) -> tuple[int, int]:
+    """The oldest Triton that compiles these kernels: 3.6 brought bf16x6; on Blackwell, before 3.8, compilers
+    fail on the gradients of one decay per step."""
+    nvidia = x.is_cuda and torch.version.hip is None and torch.cuda.is_available()
+    blackwell = nvidia and torch.cuda.get_device_capability(x.device)[0] >= 10
+    return (3, 8) if blackwell else (3, 6)
 
 
 def available(*tensors: Tensor | None) -> bool:
     """Whether these kernels can run on these tensors: all on one GPU, or on the CPU under TRITON_INTERPRET=1.
 
     Without tensors: whether they could run on any."""
-    if not _triton_is_new_enough():
-        return False
     given = [x for x in tensors if x is not None]
     interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
     if not given:
-        return interpreted or torch.cuda.is_available()
-    if any(x.device != given[0].device for x in given):
+        return _triton() >= (3, 6) and (interpreted or torch.cuda.is_available())
+    if any(x.device != given[0].device for x in given) or _triton() < _needed(given[0]):
         return False
     return given[0].is_cuda or (interpreted and given[0].device.type == "cpu")
 
