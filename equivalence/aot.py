@@ -118,21 +118,28 @@ def run(args: argparse.Namespace) -> int:
     return bool(bad)
 
 
-def table(rows: list[Row]) -> Table:
+def _table() -> Table:
+    """An empty table, with columns that say which kernel a row is of."""
     found = Table(box=box.SIMPLE_HEAD)
     for title in ("target", "kernel", "decay", "dtype", "schedule"):
         found.add_column(title, no_wrap=True)
-    for title in ("D", "block", "warps", "registers", "spilled bytes", "shared / limit, bytes"):
+    found.add_column("D", justify="right")
+    return found
+
+
+def _which(row: Row) -> tuple[str, ...]:
+    schedule = " ".join((row.schedule, *(f"+{v}" for v in row.variants)))
+    return row.target, row.kernel, row.decay, row.dtype, schedule, str(row.head_dim)
+
+
+def table(rows: list[Row]) -> Table:
+    found = _table()
+    for title in ("block", "warps", "registers", "spilled bytes", "shared / limit, bytes"):
         found.add_column(title, justify="right")
     found.add_column("matrix instructions")
     for row in rows:
         found.add_row(
-            row.target,
-            row.kernel,
-            row.decay,
-            row.dtype,
-            " ".join((row.schedule, *(f"+{v}" for v in row.variants))),
-            str(row.head_dim),
+            *_which(row),
             row.block,
             str(row.warps),
             str(row.registers),
@@ -146,20 +153,13 @@ def table(rows: list[Row]) -> Table:
 
 def instructions(rows: list[Row]) -> Table:
     """Instructions of each kernel by kind, as they stand in the machine code: a loop's body counts once."""
-    found = Table(box=box.SIMPLE_HEAD)
-    for title in ("target", "kernel", "decay", "dtype", "schedule"):
-        found.add_column(title, no_wrap=True)
+    found = _table()
     kinds = list(rows[0].kinds) if rows else []
-    for title in ("D", *kinds):
+    for title in kinds:
         found.add_column(title, justify="right")
     for row in rows:
         found.add_row(
-            row.target,
-            row.kernel,
-            row.decay,
-            row.dtype,
-            " ".join((row.schedule, *(f"+{v}" for v in row.variants))),
-            str(row.head_dim),
+            *_which(row),
             *(str(row.kinds[kind]) for kind in kinds),
         )
     return found

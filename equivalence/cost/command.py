@@ -22,7 +22,7 @@ from ...mixers.registry import REGISTRY
 from ..text import check_file
 from . import model, table
 from .cards import CARDS, Card
-from .operators import DTYPES, FIXED, OPERATORS, SCHEDULES, VARIANTS, Case
+from .operators import FIXED, OPERATORS, VARIANTS, Case
 from .record import from_json
 
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ...kernels.triton_core.aot import TARGETS
+    from ...kernels.triton_core.aot import DTYPES, SCHEDULES, TARGETS
 
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES

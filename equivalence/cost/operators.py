@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import OuterDecay
-
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
+from ...kernels.triton_core.aot import DTYPES
 
 # name -> what it is. D is the head dim: keys and values of a head.
 OPERATORS = {
@@ -37,8 +31,6 @@ VARIANTS = {
     "packed": "two sequences packed into one row, of 3/8 and 5/8 of the length",
     "mask": "every eighth step is padding",
 }
-
-SCHEDULES = ("fused", "split", "auto")
 
 
 @dataclass(frozen=True)

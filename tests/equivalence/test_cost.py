@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import os
 import subprocess
 import sys
 import types
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreter import passed_interpreted
 
 from mixerzoo.equivalence.cli import main
 from mixerzoo.equivalence.cost import Cost, KernelCost, OperationCost, Product, count, measure, model
@@ -26,16 +26,7 @@ needs_triton = pytest.mark.skipif(not HAVE_TRITON, reason="triton is not install
 
 @needs_triton
 def test_under_the_interpreter():
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider",
-         str(Path(__file__).with_name("cost_interpreted.py"))],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    passed_interpreted(Path(__file__).with_name("cost_interpreted.py"))
 
 
 # ------------------------------------------------------------------ torch operations

@@ -2,14 +2,12 @@
 in interpreted_step.py, which needs a process of its own."""
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interpreter import passed_interpreted
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mixerzoo.kernels import OuterDecay, operator, step
@@ -32,22 +30,7 @@ def one(*sizes, **options):
 
 @needs_triton
 def test_under_the_interpreter():
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            str(Path(__file__).with_name("interpreted_step.py")),
-        ],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    passed_interpreted(Path(__file__).with_name("interpreted_step.py"))
 
 
 @pytest.mark.parametrize("value_decay", VALUE_DECAYS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreter import passed_interpreted
 
 from mixerzoo.kernels import triton_core
 from mixerzoo.kernels.triton_core import config
@@ -25,16 +25,8 @@ needs_triton = pytest.mark.skipif(
 @needs_triton
 def test_interpreted() -> None:
     """test_triton_interpreted.py, where TRITON_INTERPRET is set before Triton is imported."""
-    command = [sys.executable, "-m", "pytest", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
-    ran = subprocess.run(
-        [*command, str(HERE / "test_triton_interpreted.py")],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=HERE.parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert re.search(r"\d\d+ passed", ran.stdout) and "skipped" not in ran.stdout
+    printed = passed_interpreted(HERE / "test_triton_interpreted.py")
+    assert re.search(r"\d\d+ passed", printed) and "skipped" not in printed
 
 
 def test_importing_needs_neither_triton_nor_a_driver() -> None:
