@@ -117,6 +117,48 @@ def operands(q: object, k: object, v: object, time: bool) -> None:
             raise ValueError(f"{name}{suffix} has shape {shape(named[name])}; accepted: at least one channel")
 
 
+def delta(
+    beta: object,
+    erase: object,
+    log_decay_v: Tensor | None,
+    v: Tensor,
+    key_dim: int,
+    shape_of_beta: tuple[str, tuple[int, ...]],
+    suffix: str,
+) -> None:
+    """beta or erase alone, of v's sizes; neither with a decay over values."""
+    if beta is None and erase is None:
+        return
+    name = f"beta{suffix}" if erase is None else f"erase{suffix}"
+    for other, given in ((f"beta{suffix}", beta), (f"log_decay_v{suffix}", log_decay_v)):
+        if other != name and given is not None:
+            raise ValueError(f"{name} was given together with {other}; accepted: one of the two")
+    if erase is None:
+        shaped(name, beta, v.device, shape_of_beta)
+        return
+    layout = "[B, T, Hx, K]" if v.ndim == 4 else "[B, Hx, K]"
+    accepted = f"a pair (x, y) of tensors {layout}"
+    if not isinstance(erase, (tuple, list)) or len(erase) != 2:
+        raise TypeError(f"{name} is {type(erase).__name__}; accepted: {accepted}")
+    lead = tuple(v.shape[:-2])
+    for part, given in zip(("x", "y"), erase, strict=True):
+        written = f"{name}[{part}]"
+        z = tensor(written, given, layout)
+        floating(written, z)
+        same_device(written, z, v.device)
+        if z.dtype != v.dtype:
+            raise TypeError(f"{written} has dtype {z.dtype}; accepted: the dtype of v, {v.dtype}")
+        if z.ndim != v.ndim or tuple(z.shape[:-2]) != lead or z.shape[-1] != key_dim:
+            raise ValueError(
+                f"{written} has shape {shape(z)}; accepted: {layout}, with the leading sizes of v, "
+                f"{list(lead)}, and the key dimension of k, {key_dim}"
+            )
+        if z.shape[-2] == 0 or v.shape[-2] % z.shape[-2]:
+            raise ValueError(
+                f"{written} has {z.shape[-2]} heads; accepted: a divisor of v's {v.shape[-2]} heads"
+            )
+
+
 def seqlens(cu_seqlens: object, v: Tensor) -> Tensor:
     accepted = "[N + 1], int32 or int64, with B = 1"
     x = tensor("cu_seqlens", cu_seqlens, accepted)

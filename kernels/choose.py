@@ -23,6 +23,7 @@ class Problem(NamedTuple):
     value_dim: int
     key_vector: bool  # the key decay differs between channels
     value_vector: bool  # values decay too
+    erases: bool = False  # the delta rule
 
 
 def _state_numbers(p: Problem) -> int:
@@ -54,7 +55,8 @@ def estimate(form: str, p: Problem, size: int) -> float:
     vectors = p.key_vector * K + p.value_vector * V
     scalar = not vectors
     if form == "recurrent":
-        return T * (4 * CALL + lanes * (3 * K * V + 4 * (K + V)) * ELEMENT)
+        calls, passes = (8, 6) if p.erases else (4, 3)
+        return T * (calls * CALL + lanes * (passes * K * V + 4 * (K + V)) * ELEMENT)
     if form == "chunk":
         C = min(size, T)
         levels = math.ceil(math.log2(max(C, 2)))
@@ -62,9 +64,13 @@ def estimate(form: str, p: Problem, size: int) -> float:
         passes = 6 * C if scalar else levels * (4 * vectors + 3 * (K + V))
         flops = (2 * C if scalar else C) * (K + V) + 4 * K * V
         token = (passes + 6 * (K + V)) * ELEMENT + flops * FLOP
+        if p.erases:  # the reads that erase, and the system they solve
+            calls, token = 2 * calls, 2 * token + C * V * FLOP
         return math.ceil(T / C) * (calls * CALL + carry) + lanes * T * token
     if form == "parallel":
         per_pair = (20 + 15 * vectors) * ELEMENT + 2 * (K + V) * FLOP
+        if p.erases:
+            per_pair = 2 * per_pair + V * FLOP
         return 30 * CALL + carry + lanes * T * T * per_pair
     if form == "scan":
         C = min(scan_block(p), T)
@@ -75,4 +81,5 @@ def estimate(form: str, p: Problem, size: int) -> float:
 def choose_form(p: Problem, size: int) -> str:
     if p.length < 2:
         return "recurrent"
-    return min(("recurrent", "chunk", "parallel", "scan"), key=lambda form: estimate(form, p, size))
+    forms = ("recurrent", "chunk", "parallel", *(() if p.erases else ("scan",)))
+    return min(forms, key=lambda form: estimate(form, p, size))

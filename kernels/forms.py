@@ -118,12 +118,14 @@ def walk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """The definition: one step at a time."""
     outs = []
     for t in range(c.v.shape[-2]):
-        q, k, v, la, lb = cut(c, t, t + 1)
+        q, k, v, la, lb, beta, x, y = cut(c, t, t + 1)
         for event in order.events:
             if event == "D":
+                erased = None if y is None else x.mT * read_state(y, S)
                 S = decay_state(S, la, lb)
+                S = S if erased is None else S + erased
             elif event == "A":
-                S = S + k.mT * v
+                S = S + k.mT * (v if beta is None else beta * (v - read_state(k, S)))
             else:
                 outs.append(read_state(q, S))
     return _cat(outs), S
@@ -159,21 +161,21 @@ def attend(c: Slice, S: Array, order: Order, rows: int | None = None) -> Result:
                 P[..., None] * torch.exp(segment_sums(part.lb, i, order)) * part.v[..., None, :, :], -2
             )
         outs.append(o)
-    entry = _read_entry(c, S, order)
-    S = _carry(c, S, order)
+    entry = read_entry(c, S, order)
+    S = carry(c, S, order)
     return [_cat(outs) + entry], S
 
 
 # ------------------------------------------------------------------ chunk
 
 
-def _read_entry(c: Slice, S: Array, order: Order) -> Array:
+def read_entry(c: Slice, S: Array, order: Order) -> Array:
     """What the state at the start of a slice contributes to its outputs."""
     q = decayed(c.q, prefix(c.la, order.query_decayed))
     return decayed(q @ S, prefix(c.lb, order.query_decayed))
 
 
-def _carry(c: Slice, S: Array, order: Order) -> Array:
+def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
     k = decayed(c.k, suffix(c.la, order.key_decayed))
     v = decayed(c.v, suffix(c.lb, order.key_decayed))
@@ -245,7 +247,7 @@ def is_scalar(c: Slice) -> bool:
 def chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """One chunk: inside by the weight matrix (scalar decay) or the tree, from before through the state."""
     inside = weights(c, 0, order) @ c.v if is_scalar(c) else tree(c, order)
-    return inside + _read_entry(c, S, order), _carry(c, S, order)
+    return inside + read_entry(c, S, order), carry(c, S, order)
 
 
 # ------------------------------------------------------------------ scan

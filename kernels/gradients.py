@@ -20,10 +20,9 @@ from collections.abc import Callable
 import torch
 
 from .forms import (
-    Body,
     Source,
-    _carry,
     _cat,
+    carry,
     causal,
     cut,
     decay_state,
@@ -47,6 +46,12 @@ from .steps import Array, Gradients, Slice, Steps
 
 # (slice, S at its start, G at its end, dO) -> gradients of the slice, G at its start
 BlockGradient = Callable[[Slice, Array, Array, Array, Order], tuple[Gradients, Array]]
+
+
+def plus(g: Gradients, h: Gradients) -> Gradients:
+    """The sum, None being zero."""
+    pairs = zip(g, h, strict=True)
+    return Gradients(*(a if b is None else b if a is None else a + b for a, b in pairs))
 
 
 def _like(g: Array, l: Array) -> Array:
@@ -156,8 +161,7 @@ def _inside_tree(c: Slice, do: Array, order: Order) -> Gradients:
 def chunk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
     outside, G_start = _through_state(c, S, G, do, order)
     inside = _inside_scalar(c, do, order) if is_scalar(c) else _inside_tree(c, do, order)
-    added = (None if x is None else x + y for x, y in zip(outside[:5], inside[:5], strict=True))
-    return Gradients(*added), G_start
+    return plus(outside, inside), G_start
 
 
 # ------------------------------------------------------------------ block by block, step by step
@@ -167,40 +171,60 @@ def walk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
     """The definition, differentiated: forward through the block keeping its states, then back."""
     n = c.v.shape[-2]
     read: list[Array] = []
+    before: list[Array] = []
     faded: list[Array] = []
+    overwritten: list[Array] = []
     for t in range(n):
-        _, k, v, la, lb = cut(c, t, t + 1)
+        _, k, v, la, lb, beta, x, y = cut(c, t, t + 1)
         for event in order.events:
             if event == "D":
+                before.append(S)
                 S = decay_state(S, la, lb)
                 faded.append(S)
+                S = S if y is None else S + x.mT * read_state(y, before[t])
             elif event == "A":
-                S = S + k.mT * v
+                overwritten.append(S)
+                S = S + k.mT * (v if beta is None else beta * (v - read_state(k, S)))
             else:
                 read.append(S)
     grads: list[Gradients] = []
     for t in range(n - 1, -1, -1):
-        q, k, v, la, lb = cut(c, t, t + 1)
+        q, k, v, la, lb, beta, x, y = cut(c, t, t + 1)
         g = do[..., t : t + 1, :]
         dq: Array = None
         dk: Array = None
         dv: Array = None
         dla: Array = None
         dlb: Array = None
+        dbeta: Array = None
+        dx: Array = None
+        dy: Array = None
         for event in order.events[::-1]:
             if event == "R":
                 dq = read_state(g, read[t].mT)
                 G = G + q.mT * g
-            elif event == "A":
+            elif event == "A" and beta is None:
                 dk, dv = read_state(v, G.mT), read_state(k, G)
+            elif event == "A":
+                missing = v - read_state(k, overwritten[t])
+                dw = read_state(k, G)
+                dv = beta * dw
+                dbeta = torch.sum(dw * missing, -1, True)
+                dk = read_state(beta * missing, G.mT) - read_state(dv, overwritten[t].mT)
+                G = G - k.mT * dv
             else:
                 if la is not None or lb is not None:
                     pairs = faded[t] * G
                     dla = None if la is None else _like(pairs.sum(-1)[..., None, :], la)
                     dlb = None if lb is None else pairs.sum(-2)[..., None, :]
+                erasing: Array = None
+                if y is not None:
+                    dx, de = read_state(read_state(y, before[t]), G.mT), read_state(x, G)
+                    dy, erasing = read_state(de, before[t].mT), y.mT * de
                 G = decay_state(G, la, lb)
-        grads.append(Gradients(dq, dk, dv, dla, dlb))
-    joined = (None if xs[0] is None else _cat(list(xs)) for xs in list(zip(*grads[::-1], strict=True))[:5])
+                G = G if erasing is None else G + erasing
+        grads.append(Gradients(dq, dk, dv, dla, dlb, dbeta, dx, dy))
+    joined = (None if xs[0] is None else _cat(list(xs)) for xs in zip(*grads[::-1], strict=True))
     return Gradients(*joined), G
 
 
@@ -255,25 +279,32 @@ GRADIENTS: dict[str, BlockGradient] = {
     "recurrent": walk_gradient,
     "scan": scan_gradient,
 }
+# (slice, state before it) -> state after it
+Carry = Callable[[Slice, Array, Order], Array]
 
 
-def states_at(steps: Source, S: Array, order: Order, size: int, carry: Body | None = None) -> list[Array]:
+def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = carry) -> list[Array]:
     """The state at the start of every block, and at the end: length T/size + 1."""
     states = [S]
     for i in range(0, len(steps), size):
-        c = steps.slice(i, min(i + size, len(steps)))
-        S = _carry(c, S, order) if carry is None else carry(c, S, order)[1]
+        S = carry(steps.slice(i, min(i + size, len(steps))), S, order)
         states.append(S)
     return states
 
 
 def vjp(
-    steps: Steps, S: Array, do: Array, dS: Array, order: Order, size: int, kind: str = "chunk"
+    steps: Steps,
+    S: Array,
+    do: Array,
+    dS: Array,
+    order: Order,
+    size: int,
+    block: BlockGradient = chunk_gradient,
+    carry: Carry = carry,
 ) -> tuple[Gradients, Array]:
     """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state."""
-    block = GRADIENTS[kind]
     starts = list(range(0, len(steps), size))
-    states = states_at(steps, S, order, size)
+    states = states_at(steps, S, order, size, carry)
     pieces, G = [], dS
     for i, S_start in zip(reversed(starts), reversed(states[:-1]), strict=True):
         j = min(i + size, len(steps))

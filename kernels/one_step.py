@@ -23,6 +23,9 @@ def formula(
     la: Tensor | None,
     A: Tensor | None,
     lb: Tensor | None,
+    beta: Tensor | None,
+    x: Tensor | None,
+    y: Tensor | None,
     state: Tensor | None,
     mask: Tensor | None,
     scale: float,
@@ -31,14 +34,16 @@ def formula(
     """o_t [B, H, V] in the dtype of v_t and S_t [B, H, K, V], differentiable to any order. Arguments as in
     `step`, an outer log-decay as dt = la [B, H] and A [H, K]."""
     (B, H, V), K = v_t.shape, k_t.shape[2]
-    dtype = accumulation_dtype(q_t, k_t, v_t, la, A, lb, state)
+    dtype = accumulation_dtype(q_t, k_t, v_t, la, A, lb, beta, x, y, state)
 
-    def heads(x: Tensor) -> Tensor:
+    def heads(z: Tensor) -> Tensor:
         """[B, Hx, K] to [B, H, 1, K], in the accumulation dtype."""
-        x = x.to(dtype)
-        return x.repeat_interleave(H // x.shape[1], 1).unsqueeze(2) if x.shape[1] != 1 else x.unsqueeze(2)
+        z = z.to(dtype)
+        return z.repeat_interleave(H // z.shape[1], 1).unsqueeze(2) if z.shape[1] != 1 else z.unsqueeze(2)
 
     q, k, v = heads(q_t), heads(k_t), v_t.to(dtype).unsqueeze(2)
+    x, y = (None if z is None else heads(z) for z in (x, y))
+    beta = None if beta is None else beta.to(dtype)[..., None, None]
     if scale != 1.0:
         q = q * scale
     if la is not None:
@@ -53,10 +58,17 @@ def formula(
         lb = lb.to(dtype).unsqueeze(-2)
     if mask is not None:
         keep = mask[:, None, None, None]
-        k, v = (torch.where(keep, x, torch.zeros_like(x)) for x in (k, v))
-        la, lb = (None if x is None else torch.where(keep, x, torch.zeros_like(x)) for x in (la, lb))
+        k, v, la, lb, beta, x, y = (
+            None if z is None else torch.where(keep, z, torch.zeros_like(z))
+            for z in (k, v, la, lb, beta, x, y)
+        )
     S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)
-    new = decay_state(S, la, lb) + k.mT * v
+    new = decay_state(S, la, lb)
+    if x is not None:
+        new = new + x.mT * (y.mT * S).sum(2, True)
+    if beta is not None:
+        v = beta * (v - (k.mT * new).sum(2, True))
+    new = new + k.mT * v
     o = (q.mT * (new if read == "after" else S)).sum(2)
     return o.to(v_t.dtype), new
 
@@ -71,12 +83,15 @@ def _step(
     la: Tensor | None,
     A: Tensor | None,
     lb: Tensor | None,
+    beta: Tensor | None,
+    x: Tensor | None,
+    y: Tensor | None,
     state: Tensor | None,
     mask: Tensor | None,
     scale: float,
     read: str,
 ) -> tuple[Tensor, Tensor]:
-    return triton_core.step(q, k, v, la, A, lb, state, mask, scale=scale, read=read)
+    return triton_core.step(q, k, v, la, A, lb, beta, x, y, state, mask, scale=scale, read=read)
 
 
 def _step_in_place(
@@ -86,12 +101,17 @@ def _step_in_place(
     la: Tensor | None,
     A: Tensor | None,
     lb: Tensor | None,
+    beta: Tensor | None,
+    x: Tensor | None,
+    y: Tensor | None,
     state: Tensor,
     mask: Tensor | None,
     scale: float,
     read: str,
 ) -> Tensor:
-    out, _ = triton_core.step(q, k, v, la, A, lb, state, mask, scale=scale, read=read, inplace=True)
+    out, _ = triton_core.step(
+        q, k, v, la, A, lb, beta, x, y, state, mask, scale=scale, read=read, inplace=True
+    )
     if not state.is_inference():
         torch.autograd.graph.increment_version(state)  # so that autograd knows of a saved state's change
     return out
@@ -104,13 +124,16 @@ def _fake_step(
     la: Tensor | None,
     A: Tensor | None,
     lb: Tensor | None,
+    beta: Tensor | None,
+    x: Tensor | None,
+    y: Tensor | None,
     state: Tensor | None,
     mask: Tensor | None,
     scale: float,
     read: str,
 ) -> tuple[Tensor, Tensor]:
     B, H, V = v.shape
-    dtype = accumulation_dtype(q, k, v, la, A, lb, state)
+    dtype = accumulation_dtype(q, k, v, la, A, lb, beta, x, y, state)
     return v.new_empty(B, H, V), v.new_empty(B, H, k.shape[2], V, dtype=dtype)
 
 
@@ -118,7 +141,9 @@ def _fake_in_place(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
     return v.new_empty(v.shape)
 
 
-_OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? la, Tensor? A, Tensor? lb"
+_OPERANDS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? la, Tensor? A, Tensor? lb, Tensor? beta, Tensor? x, Tensor? y"
+)
 _OPTIONS = "Tensor? mask, float scale, str read"
 torch.library.define("mixerzoo::step", f"({_OPERANDS}, Tensor? state, {_OPTIONS}) -> (Tensor, Tensor)")
 torch.library.impl("mixerzoo::step", "CompositeExplicitAutograd", _step)

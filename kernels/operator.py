@@ -13,6 +13,7 @@ from .ops import accumulation_dtype, recurrence_op
 from .order import READS
 
 FORMS = ("auto", "parallel", "chunk", "recurrent", "scan")
+DELTA_FORMS = FORMS[:-1]  # with beta or erase
 BACKENDS = ("auto", "torch", "triton")
 SCHEDULES = ("auto", "fused", "split")
 PRECISIONS = (None, "tf32")
@@ -36,6 +37,8 @@ def recurrence(
     log_decay: Tensor | OuterDecay | None = None,
     log_decay_v: Tensor | None = None,
     *,
+    beta: Tensor | None = None,
+    erase: tuple[Tensor, Tensor] | None = None,
     initial_state: Tensor | None = None,
     scale: float = 1.0,
     read: str = "after",
@@ -52,6 +55,11 @@ def recurrence(
 
         S_t = (a_t b_tᵀ) ∘ S_{t-1} + k_t v_tᵀ        o_t = scale · S_tᵀ q_t
 
+    and, with `beta` (the delta rule) or `erase` = (x, y) (any transition that is diagonal plus rank one),
+
+        S_t = S̃ + β_t k_t (v_t - S̃ᵀ k_t)ᵀ,  S̃ = a_t ∘ S_{t-1}
+        S_t = (diag(a_t) + x_t y_tᵀ) S_{t-1} + k_t v_tᵀ
+
     Args:
         q: queries [B, T, Hq, K]. Hq divides H: head h uses query head h // (H / Hq), without copies.
         k: keys [B, T, Hk, K]; Hk divides H.
@@ -59,6 +67,11 @@ def recurrence(
         log_decay: natural log of a, the decay over keys, in [-inf, 0]: None (no decay), [H],
             [B, T, H], [B, T, H, K], or `OuterDecay(dt [B, T, H], A [H, K])`. -inf is a reset.
         log_decay_v: natural log of b, the decay over values: None, [H, V] or [B, T, H, V].
+        beta: β [B, T, H], the share of what k retrieves that v replaces: the delta rule. Not together with
+            log_decay_v or erase.
+        erase: (x, y), [B, T, Hx, K] and [B, T, Hy, K] in v's dtype, Hx and Hy dividing H: before k vᵀ is
+            added, x times what y reads from S_{t-1} (not yet decayed) is. The delta rule is
+            x = -β k, y = a ∘ k, v ← β v. Not together with log_decay_v or beta.
         initial_state: S_0 [B, H, K, V], or [N, H, K, V] when packed. None is zero.
         scale: factor of the outputs.
         read: "after" reads S_t, "before" reads S_{t-1}.
@@ -68,7 +81,8 @@ def recurrence(
         mask: [B, T] bool. A step where it is False leaves the state untouched: no write and no
             decay, whatever k, v and the decays hold there. Its output is q read from that state.
         form: "parallel", "chunk", "recurrent" or "scan", the same function each; "auto" takes
-            the one with the least estimated cost (`kernels/choose.py`).
+            the one with the least estimated cost (`kernels/choose.py`). With beta or erase there is no
+            "scan": its elements would be K x K matrices.
         backend: "torch", "triton", or "auto": triton for tensors on a GPU, torch otherwise.
         schedule: of the Triton kernels: "fused" keeps the state on chip through the sequence,
             "split" computes the states between chunks first and then all outputs at once.
@@ -89,7 +103,9 @@ def recurrence(
             elsewhere inside `mixerzoo.kernels.check_values()`.
 
     Source: the common recurrence of RetNet (Sun et al. 2023, its recurrent form), GLA (Yang et al. 2024,
-        section 4.1) and Mamba-2 (Dao & Gu 2024); the decay over values is GLA's β.
+        section 4.1) and Mamba-2 (Dao & Gu 2024); the decay over values is GLA's β. The delta rule is that of
+        Schlag et al. 2021 (arXiv:2102.11174, eq. 24), with decay Yang et al. 2024 (arXiv:2412.06464, eq. 10);
+        the general form that of RWKV-7 (Peng et al. 2025, arXiv:2503.14456).
     """
     checks.operands(q, k, v, time=True)
     device, (B, T, H, V), K = v.device, v.shape, k.shape[3]
@@ -109,6 +125,9 @@ def recurrence(
         )
     if log_decay_v is not None:
         checks.shaped("log_decay_v", log_decay_v, device, ("[H, V]", (H, V)), ("[B, T, H, V]", (B, T, H, V)))
+    checks.delta(beta, erase, log_decay_v, v, K, ("[B, T, H]", (B, T, H)), "")
+    if form == "scan" and (beta is not None or erase is not None):
+        checks.one_of("form with beta or erase", form, DELTA_FORMS)
     sequences = B
     if cu_seqlens is not None:
         sequences = checks.seqlens(cu_seqlens, v).shape[0] - 1
@@ -124,10 +143,11 @@ def recurrence(
     checks.one_of("precision", precision, PRECISIONS)
     checks.chunk_size(chunk_size)
     checks.backend(backend, form, v)
-    checks.reverse_mode(q, k, v, log_decay, outer, log_decay_v, initial_state)
+    x, y = erase or (None, None)
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B, T), "[B, T]", device)
-    operands = (q, k, v, log_decay, outer, log_decay_v, initial_state)
+    operands = (q, k, v, log_decay, outer, log_decay_v, beta, x, y, initial_state)
+    checks.reverse_mode(*operands)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     out, state, _ = recurrence_op(
         *operands,
@@ -153,6 +173,8 @@ def step(
     log_decay_t: Tensor | OuterDecay | None = None,
     log_decay_v_t: Tensor | None = None,
     *,
+    beta_t: Tensor | None = None,
+    erase_t: tuple[Tensor, Tensor] | None = None,
     state: Tensor | None = None,
     scale: float = 1.0,
     read: str = "after",
@@ -166,6 +188,7 @@ def step(
         q_t, k_t, v_t: [B, Hq, K], [B, Hk, K], [B, H, V].
         log_decay_t: None, [H], [B, H], [B, H, K] or `OuterDecay(dt [B, H], A [H, K])`.
         log_decay_v_t: None, [H, V] or [B, H, V].
+        beta_t: [B, H]. erase_t: (x, y), [B, Hx, K] and [B, Hy, K].
         state: S_{t-1} [B, H, K, V]; None is zero.
         scale, read: as in `recurrence`.
         mask: [B] bool; where False the state stays as it was.
@@ -197,6 +220,7 @@ def step(
     lb = log_decay_v_t
     if lb is not None:
         checks.shaped("log_decay_v_t", lb, device, ("[H, V]", (H, V)), ("[B, H, V]", (B, H, V)))
+    checks.delta(beta_t, erase_t, lb, v_t, K, ("[B, H]", (B, H)), "_t")
     if state is not None:
         checks.shaped("state", state, device, ("[B, H, K, V]", (B, H, K, V)))
     checks.number("scale", scale)
@@ -205,7 +229,8 @@ def step(
     checks.one_of("backend", backend, BACKENDS)
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B,), "[B]", device)
-    operands = (q_t, k_t, v_t, la, A, lb, state)
+    x, y = erase_t or (None, None)
+    operands = (q_t, k_t, v_t, la, A, lb, beta_t, x, y, state)
     checks.reverse_mode(*operands)
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     if inplace:
@@ -224,7 +249,8 @@ def step(
             checks.log_values("log_decay_t", la)
         checks.log_values("log_decay_v_t", lb)
 
-    if backend == "auto" and v_t.is_cuda and not (needs_grad or torch.compiler.is_compiling()):
+    plain = beta_t is None and erase_t is None and not (needs_grad or torch.compiler.is_compiling())
+    if backend == "auto" and v_t.is_cuda and plain:
         backend = "triton" if triton_core.available(v_t) else "torch"
     if backend == "triton":
         if inplace and state is not None:

@@ -14,10 +14,8 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from . import checks, triton_core
+from . import checks, delta, forms, gradients, triton_core
 from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
-from .forms import FORMS
-from .gradients import vjp
 from .order import READS
 from .steps import Gradients, Steps
 
@@ -45,9 +43,24 @@ class Operands(NamedTuple):
     log_decay: Tensor | None
     outer: Tensor | None
     log_decay_v: Tensor | None
+    beta: Tensor | None
+    erase_x: Tensor | None
+    erase_y: Tensor | None
     initial_state: Tensor | None
     cu_seqlens: Tensor | None
     mask: Tensor | None = None
+
+    @property
+    def erases(self) -> bool:
+        return self.beta is not None or self.erase_x is not None
+
+    @property
+    def floating(self) -> tuple[Tensor | None, ...]:
+        """Those that have a gradient."""
+        return self[:FLOATING]
+
+
+FLOATING = 10
 
 
 def accumulation_dtype(*xs: Tensor | None) -> torch.dtype:
@@ -62,12 +75,14 @@ def state_shape(x: Operands) -> tuple[int, int, int, int]:
 
 
 def _acc(x: Operands) -> torch.dtype:
-    return accumulation_dtype(*x[:7])
+    return accumulation_dtype(*x.floating)
 
 
 def uses_triton(x: Operands, o: Options) -> bool:
     if o.backend != "auto":
         return o.backend == "triton"
+    if x.erases:
+        return False
     return x.v.is_cuda and o.form in ("auto", "chunk", "recurrent") and triton_core.available(x.v)
 
 
@@ -102,7 +117,7 @@ def _problem(x: Operands) -> Problem:
     if x.cu_seqlens is not None:
         t = max(1, t // (x.cu_seqlens.shape[0] - 1))
     key_vector = x.outer is not None or (x.log_decay is not None and x.log_decay.ndim == 4)
-    return Problem(b, t, h, x.k.shape[3], V, key_vector, x.log_decay_v is not None)
+    return Problem(b, t, h, x.k.shape[3], V, key_vector, x.log_decay_v is not None, x.erases)
 
 
 def form_of(x: Operands, o: Options) -> str:
@@ -137,6 +152,9 @@ def _steps(
         cut(x.log_decay, 1),
         x.outer,
         cut(x.log_decay_v, 2),
+        beta=cut(x.beta, 0),
+        x=cut(x.erase_x, 0),
+        y=cut(x.erase_y, 0),
         scale=o.scale,
         reverse=o.reverse,
         dtype=dtype,
@@ -173,8 +191,9 @@ def apply_mask(x: Operands) -> Operands:
         la = _where(x.mask, la.expand(*x.mask.shape, *la.shape) if la.ndim == 1 else la)
     if lb is not None:
         lb = _where(x.mask, lb.expand(*x.mask.shape, *lb.shape) if lb.ndim == 2 else lb)
-    k, v = _where(x.mask, x.k), _where(x.mask, x.v)
-    return x._replace(k=k, v=v, log_decay=la, log_decay_v=lb, mask=None)
+    others = ("k", "v", "beta", "erase_x", "erase_y")
+    kept = {n: None if y is None else _where(x.mask, y) for n in others for y in (getattr(x, n),)}
+    return x._replace(**kept, log_decay=la, log_decay_v=lb, mask=None)
 
 
 def unmask_gradients(g: Gradients, x: Operands) -> Gradients:
@@ -188,13 +207,16 @@ def unmask_gradients(g: Gradients, x: Operands) -> Gradients:
     if lb is not None and x.log_decay_v is not None:
         lb = _where(x.mask, lb)
         lb = lb.sum((0, 1)) if x.log_decay_v.ndim == 2 else lb
-    return g._replace(k=_where(x.mask, g.k), v=_where(x.mask, g.v), la=la, lb=lb)
+    others = ("k", "v", "beta", "x", "y")
+    kept = {n: None if y is None else _where(x.mask, y) for n in others for y in (getattr(g, n),)}
+    return g._replace(**kept, la=la, lb=lb)
 
 
 def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
     dtype, order = _acc(x), READS[o.read]
     x = apply_mask(x)
     form = form_of(x, o)
+    run = (delta.FORMS if x.erases else forms.FORMS)[form]
     x, resets = _without_resets(x)
     pieces, states = [x.v.new_zeros(x.v.shape[0], 0, *x.v.shape[2:], dtype=dtype)], []
     with _full_precision(x.v.device, o.precision):
@@ -202,7 +224,7 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
             state = _initial(x, n, dtype)
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
-                outs, state = FORMS[form](steps, state, order, _block(x, o, form))
+                outs, state = run(steps, state, order, _block(x, o, form))
                 outs = [piece.transpose(1, 2) for piece in outs]
                 pieces += [piece.flip(1) for piece in outs[::-1]] if o.reverse else outs
             states.append(state)
@@ -215,6 +237,8 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
     dtype, order = _acc(x), READS[o.read]
     given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
+    block = (delta.GRADIENTS if x.erases else gradients.GRADIENTS)[kind]
+    carry = delta.carry if x.erases else forms.carry
     x, resets = _without_resets(x)
     size = _block(x, o, kind)
     found: list[Gradients] = []
@@ -225,16 +249,19 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
             G = dstate if x.cu_seqlens is None else dstate[n : n + 1]
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
-                g, G = vjp(steps, _initial(x, n, dtype), do[:, start:stop], G, order, size, kind)
+                S = _initial(x, n, dtype)
+                g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry)
                 found.append(g)
             states.append(G)
     state = states[0] if len(states) == 1 else torch.cat(states)
     if not found:
-        zeros = (None if y is None else torch.zeros_like(y, dtype=dtype) for y in given[:6])
-        q, k, v, la, outer, lb = zeros
-        return Gradients(q, k, v, la, lb, outer), state
+        zeros = (None if y is None else torch.zeros_like(y, dtype=dtype) for y in given.floating[:-1])
+        q, k, v, la, outer, lb, beta, ex, ey = zeros
+        return Gradients(q, k, v, la, lb, beta, ex, ey, outer), state
     # Sequences lie in memory order here, whichever way time runs inside each.
-    everything = Steps(x.q, x.k, x.v, x.log_decay, x.outer, x.log_decay_v)
+    everything = Steps(
+        x.q, x.k, x.v, x.log_decay, x.outer, x.log_decay_v, beta=x.beta, x=x.erase_x, y=x.erase_y
+    )
     return unmask_gradients(found[0] if len(found) == 1 else everything.join(found), given), state
 
 
@@ -250,6 +277,9 @@ def _recurrence(
     log_decay: Optional[Tensor],
     outer: Optional[Tensor],
     log_decay_v: Optional[Tensor],
+    beta: Optional[Tensor],
+    erase_x: Optional[Tensor],
+    erase_y: Optional[Tensor],
     initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
     mask: Optional[Tensor],
@@ -263,7 +293,9 @@ def _recurrence(
     chunk_size: Optional[int],
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, mask)
+    x = Operands(
+        q, k, v, log_decay, outer, log_decay_v, beta, erase_x, erase_y, initial_state, cu_seqlens, mask
+    )
     o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size, save)
     on_triton = uses_triton(x, o)
     if checks.always_checking() or (checks.checking(v) and not on_triton):
@@ -308,12 +340,17 @@ def _fake_recurrence(
     log_decay: Optional[Tensor],
     outer: Optional[Tensor],
     log_decay_v: Optional[Tensor],
+    beta: Optional[Tensor],
+    erase_x: Optional[Tensor],
+    erase_y: Optional[Tensor],
     initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
     mask: Optional[Tensor],
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, mask)
+    x = Operands(
+        q, k, v, log_decay, outer, log_decay_v, beta, erase_x, erase_y, initial_state, cu_seqlens, mask
+    )
     o = Options(*options)
     saved: tuple[int, ...] = (0,)
     if o.save and uses_triton(x, o):
@@ -321,8 +358,8 @@ def _fake_recurrence(
     return v.new_empty(v.shape), v.new_empty(state_shape(x), dtype=_acc(x)), v.new_empty(saved, dtype=_acc(x))
 
 
-# One gradient for each tensor of Operands but cu_seqlens; an absent operand's is empty.
-Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# One gradient for each of the floating operands; an absent operand's is empty.
+Ten = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _recurrence_backward(
@@ -335,6 +372,9 @@ def _recurrence_backward(
     log_decay: Optional[Tensor],
     outer: Optional[Tensor],
     log_decay_v: Optional[Tensor],
+    beta: Optional[Tensor],
+    erase_x: Optional[Tensor],
+    erase_y: Optional[Tensor],
     initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
     mask: Optional[Tensor],
@@ -347,8 +387,10 @@ def _recurrence_backward(
     precision: Optional[str],
     chunk_size: Optional[int],
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x = Operands(q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens, mask)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x = Operands(
+        q, k, v, log_decay, outer, log_decay_v, beta, erase_x, erase_y, initial_state, cu_seqlens, mask
+    )
     o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size, save)
     if uses_triton(x, o):
         kept = saved if saved.numel() else None
@@ -357,7 +399,7 @@ def _recurrence_backward(
         grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o))
     return tuple(  # type: ignore[return-value]
         v.new_empty(0) if y is None or g is None else _own(g.to(y.dtype), do, dstate)
-        for y, g in zip(x[:7], grads, strict=True)
+        for y, g in zip(x.floating, grads, strict=True)
     )
 
 
@@ -377,11 +419,11 @@ def _cotangents(x: Operands, do: Tensor | None, dstate: Tensor | None) -> tuple[
 
 def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
     """In the order of Operands."""
-    return g.q, g.k, g.v, g.la, g.outer, g.lb, dstate
+    return g.q, g.k, g.v, g.la, g.outer, g.lb, g.beta, g.x, g.y, dstate
 
 
-def _fake_backward(do: Tensor | None, dstate: Tensor | None, saved: Tensor, *args: Any) -> Seven:
-    xs = args[:7]
+def _fake_backward(do: Tensor | None, dstate: Tensor | None, saved: Tensor, *args: Any) -> Ten:
+    xs = args[:FLOATING]
     return tuple(args[2].new_empty(0) if y is None else y.new_empty(y.shape) for y in xs)
 
 
@@ -397,7 +439,7 @@ def _differentiate(ctx: Any, do: Tensor | None, dstate: Tensor | None, _: Any) -
     saved, *operands = ctx.saved_tensors
     grads = backward_op(do, dstate, saved, *operands, *ctx.options)
     wanted = (g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
-    return (*wanted, *(None for _ in (*operands[7:], *Options._fields)))
+    return (*wanted, *(None for _ in (*operands[FLOATING:], *Options._fields)))
 
 
 def _remember_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -419,7 +461,7 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o))
         pairs = [
             (g.to(y.dtype), c)
-            for g, y, c in zip(grads, x[:7], cotangents, strict=True)
+            for g, y, c in zip(grads, x.floating, cotangents, strict=True)
             if g is not None and y is not None and g.requires_grad
         ]
         sources = [y for y, n in zip(args, needed, strict=True) if n]

@@ -17,13 +17,18 @@ Array = Any
 
 
 class Slice(NamedTuple):
-    """Consecutive steps. q, k [..., C, K]; v [..., C, V]; la [..., C, K or 1]; lb [..., C, V]; or None."""
+    """Consecutive steps. q, k [..., C, K]; v [..., C, V]; la [..., C, K or 1]; lb [..., C, V]; or None.
+
+    The delta rule has beta [..., C, 1], the general erasure x, y [..., C, K]."""
 
     q: Array
     k: Array
     v: Array
     la: Array = None
     lb: Array = None
+    beta: Array = None
+    x: Array = None
+    y: Array = None
 
 
 class Gradients(NamedTuple):
@@ -34,6 +39,9 @@ class Gradients(NamedTuple):
     v: Array
     la: Array
     lb: Array
+    beta: Array = None
+    x: Array = None
+    y: Array = None
     outer: Array = None
 
 
@@ -42,8 +50,8 @@ class Steps:
 
     log_decay is None, [H], [B,T,H] or [B,T,H,K]; with `outer` (A, [H,K]) it is dt, [B,T,H], and
     the log-decay is dt·A, and where `resets` ([H,K] bool) it is -inf for dt > 0, whatever A. log_decay_v
-    is None, [H,V] or [B,T,H,V]. `dtype` is what slices are computed in (None keeps them as they are);
-    `reverse` walks time from the end.
+    is None, [H,V] or [B,T,H,V]; beta is None or [B,T,H]; x and y are None or [B,T,Hx,K]. `dtype` is what
+    slices are computed in (None keeps them as they are); `reverse` walks time from the end.
     """
 
     def __init__(
@@ -55,6 +63,9 @@ class Steps:
         outer: Array = None,
         log_decay_v: Array = None,
         *,
+        beta: Array = None,
+        x: Array = None,
+        y: Array = None,
         scale: float = 1.0,
         reverse: bool = False,
         dtype: torch.dtype | None = None,
@@ -62,6 +73,7 @@ class Steps:
     ) -> None:
         self.q, self.k, self.v = q, k, v
         self.log_decay, self.outer, self.log_decay_v = log_decay, outer, log_decay_v
+        self.beta, self.x, self.y = beta, x, y
         self.resets = resets
         self.scale, self.reverse, self.dtype = scale, reverse, dtype
         self.batch, self.length, self.heads = v.shape[:3]
@@ -115,7 +127,9 @@ class Steps:
                     la = la.masked_fill(self.resets[:, None] & (dt > 0), -math.inf)
         if lb is not None:
             lb = self._over_time(lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
-        return Slice(q, k, v, la, lb)
+        beta = None if self.beta is None else self._cut(self.beta[..., None], i, j).transpose(1, 2)
+        x, y = (None if z is None else self._spread(self._cut(z, i, j)) for z in (self.x, self.y))
+        return Slice(q, k, v, la, lb, beta, x, y)
 
     def cut_like_values(self, x: Array, i: int, j: int) -> Array:
         """Steps i..j of an output gradient [B,T,H,V], as [B,H,C,V]."""
@@ -154,9 +168,12 @@ class Steps:
         if self.log_decay_v is not None:
             lb: Array = g.lb
             dlb = lb.sum(2).sum(0) if self.log_decay_v.ndim == 2 else self._gather(lb, self.heads)
-        return Gradients(
-            dq, self._gather(g.k, self.k.shape[2]), self._gather(g.v, self.heads), dla, dlb, douter
+        dbeta = None if self.beta is None else self._gather(g.beta, self.heads)[..., 0]
+        dx, dy = (
+            None if z is None else self._gather(dz, z.shape[2]) for z, dz in ((self.x, g.x), (self.y, g.y))
         )
+        dk, dv = self._gather(g.k, self.k.shape[2]), self._gather(g.v, self.heads)
+        return Gradients(dq, dk, dv, dla, dlb, dbeta, dx, dy, douter)
 
     def join(self, pieces: list[Gradients]) -> Gradients:
         """Pieces from consecutive slices (in walking order) to gradients of the whole operands."""
@@ -177,12 +194,15 @@ class Steps:
                 return None
             return summed(xs) if operand.ndim == constant_ndim else in_time(xs)
 
-        q, k, v, la, lb, outer = zip(*pieces, strict=True)
+        q, k, v, la, lb, beta, x, y, outer = zip(*pieces, strict=True)
         return Gradients(
             in_time(q),
             in_time(k),
             in_time(v),
             either(self.log_decay, 1, la),
             either(self.log_decay_v, 2, lb),
+            either(self.beta, 0, beta),
+            either(self.x, 0, x),
+            either(self.y, 0, y),
             None if self.outer is None else summed(outer),
         )

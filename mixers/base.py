@@ -31,6 +31,8 @@ class MixerState:
         window: the last inputs of the convolution [N, width - 1, channels], the latest last.
         keys, values: what softmax attention keeps [N, S, H, head_dim]; the first `position` of the
             S places of a row count, the rest are zero.
+        stabiliser: m [N, ...], where the recurrent state is kept as e^{-m} times itself.
+        angle: rotations accumulated so far [N, ...], float64, where they depend on the input.
     """
 
     position: Tensor
@@ -38,6 +40,8 @@ class MixerState:
     window: Tensor | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
+    stabiliser: Tensor | None = None
+    angle: Tensor | None = None
 
     def detach(self) -> MixerState:
         """The same numbers without their history, for backpropagation that is cut between pieces."""
@@ -67,8 +71,15 @@ class Core(NamedTuple):
     log_decay: Tensor | OuterDecay | None = None
     log_decay_v: Tensor | None = None
     scale: float = 1.0
-    window: Tensor | None = None  # the convolution window after these tokens
+    beta: Tensor | None = None
+    erase: tuple[Tensor, Tensor] | None = None
+    read: str = "after"
+    initial: Tensor | None = None  # what the recurrence starts from, if not from state.recurrent
     rest: tuple[Tensor, ...] = ()
+    # Of the state after these tokens:
+    window: Tensor | None = None
+    stabiliser: Tensor | None = None
+    angle: Tensor | None = None
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -127,7 +138,10 @@ class Mixer(nn.Module):
     Attributes:
         d_model: width of x and y.
         backend: "auto", "torch" or "triton", passed on to the core.
+        forms: what `forward` takes for `form`.
     """
+
+    forms: tuple[str, ...] = FORMS
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -174,7 +188,7 @@ class Mixer(nn.Module):
                 nothing: its inputs are not looked at, its outputs are 0, the state skips it.
             cu_seqlens: packed sequences: int offsets [N + 1] from 0 to T, with B = 1. Each is a
                 sequence of its own, with its own row of the state. Not together with mask.
-            form: of the core, see `mixerzoo.kernels.recurrence`.
+            form: of the core, see `mixerzoo.kernels.recurrence`; mixers with a delta rule have no "scan".
 
         Returns:
             y [B, T, d_model], and the state after the last token of every sequence.
@@ -183,7 +197,7 @@ class Mixer(nn.Module):
             TypeError, ValueError: naming the argument, what it was and what is accepted.
         """
         self._check_input("x", x, 3, "[B, T, d_model]")
-        checks.one_of("form", form, FORMS)
+        checks.one_of("form", form, self.forms)
         B, T, _ = x.shape
         n = B
         if mask is not None:
@@ -295,14 +309,17 @@ class RecurrentMixer(Mixer):
     Attributes:
         state_shape: (H, K, V) of the recurrent state.
         window_shape: (width - 1, channels) of the convolution window, or None.
+        stabiliser_shape, angle_shape: of one sequence's `stabiliser` and `angle`, or None.
         map_heads: how many maps `attention_map` returns at most; None: one for each head.
     """
 
     state_shape: tuple[int, int, int]
     window_shape: tuple[int, int] | None = None
+    stabiliser_shape: tuple[int, ...] | None = None
+    angle_shape: tuple[int, ...] | None = None
     map_heads: int | None = None
 
-    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+    def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         """The gate map: from inputs [B, T, d_model] to the arguments of the core."""
         raise NotImplementedError
 
@@ -313,10 +330,27 @@ class RecurrentMixer(Mixer):
     def mix(
         self, x: Tensor, state: MixerState, tokens: Tokens, form: str | None
     ) -> tuple[Tensor, MixerState]:
-        core = self.operands(x, state.window, tokens)
+        core = self.operands(x, state, tokens)
+        o, recurrent = self.recur(core, state.recurrent, tokens, form)
+        y = self.readout(o, x, core)
+        return y, MixerState(
+            tokens.advance(state.position),
+            recurrent,
+            core.window,
+            stabiliser=core.stabiliser,
+            angle=core.angle,
+        )
+
+    def recur(
+        self, core: Core, recurrent: Tensor | None, tokens: Tokens, form: str | None
+    ) -> tuple[Tensor, Tensor]:
+        """The core between gate map and readout: outputs [B, T, H, V], and the state after them."""
         # Under autocast the maps of q, k and v may end in different dtypes.
         q, k, v = core.q.to(core.v.dtype), core.k.to(core.v.dtype), core.v
-        la, lb = core.log_decay, core.log_decay_v
+        la, lb, beta, erase = core.log_decay, core.log_decay_v, core.beta, core.erase
+        initial = recurrent if core.initial is None else core.initial
+        if erase is not None:
+            erase = (erase[0].to(v.dtype), erase[1].to(v.dtype))
         if form is None:
             la = OuterDecay(la.dt[:, 0], la.A) if isinstance(la, OuterDecay) else _first(la, 1)
             o, recurrent = step(
@@ -325,39 +359,47 @@ class RecurrentMixer(Mixer):
                 v[:, 0],
                 la,
                 _first(lb, 2),
-                state=state.recurrent,
+                beta_t=_first(beta, 1),
+                erase_t=None if erase is None else (erase[0][:, 0], erase[1][:, 0]),
+                state=initial,
                 scale=core.scale,
+                read=core.read,
                 mask=None if tokens.valid is None else tokens.valid[:, 0],
                 backend="torch" if self.backend == "torch" else "auto",
             )
-            o = o[:, None]
-        else:
-            o, recurrent = recurrence(
-                q,
-                k,
-                v,
-                la,
-                lb,
-                initial_state=state.recurrent,
-                scale=core.scale,
-                cu_seqlens=tokens.cu_seqlens,
-                mask=tokens.valid,
-                form=form,
-                backend=self.backend,
-            )
-        y = self.readout(o, x, core)
-        return y, MixerState(tokens.advance(state.position), recurrent, core.window)
+            return o[:, None], recurrent
+        return recurrence(
+            q,
+            k,
+            v,
+            la,
+            lb,
+            beta=beta,
+            erase=erase,
+            initial_state=initial,
+            scale=core.scale,
+            read=core.read,
+            cu_seqlens=tokens.cu_seqlens,
+            mask=tokens.valid,
+            form=form,
+            backend=self.backend,
+        )
 
     def initial_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> MixerState:
-        window = None
-        if self.window_shape is not None:
-            window = torch.zeros(batch_size, *self.window_shape, device=device, dtype=dtype)
+        def full(shape: tuple[int, ...] | None, dtype: torch.dtype, value: float = 0.0) -> Tensor | None:
+            if shape is None:
+                return None
+            return torch.full((batch_size, *shape), value, device=device, dtype=dtype)
+
+        acc = accumulation(dtype)
         return MixerState(
             torch.zeros(batch_size, device=device, dtype=torch.int64),
-            torch.zeros(batch_size, *self.state_shape, device=device, dtype=accumulation(dtype)),
-            window,
+            full(self.state_shape, acc),
+            full(self.window_shape, dtype),
+            stabiliser=full(self.stabiliser_shape, acc, -torch.inf),
+            angle=full(self.angle_shape, torch.float64),
         )
 
     def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
@@ -366,6 +408,10 @@ class RecurrentMixer(Mixer):
             state_part(
                 "state.window", state.window, "[N, width - 1, channels]", (n, *self.window_shape), device
             )
+        for name in ("stabiliser", "angle"):
+            shape = getattr(self, f"{name}_shape")
+            if shape is not None:
+                state_part(f"state.{name}", getattr(state, name), "[N, ...]", (n, *shape), device)
 
     @torch.no_grad()
     def attention_map(self, x: Tensor) -> Tensor:
@@ -384,7 +430,7 @@ class RecurrentMixer(Mixer):
             return x.new_zeros(B, heads, 0, 0)
         state = self._starting_state(None, B, x)
         position = torch.arange(T, device=x.device).expand(B, T)
-        core = self.operands(x, state.window, Tokens(position, None))
+        core = self.operands(x, state, Tokens(position, None))
         H, V = core.v.shape[2:]
         q, k, la = core.q.to(core.v.dtype), core.k.to(core.v.dtype), core.log_decay
         if core.log_decay_v is not None:
@@ -396,7 +442,7 @@ class RecurrentMixer(Mixer):
             H = H * V
         # With the unit vectors as values, the outputs are the weights.
         eye = torch.eye(T, device=x.device, dtype=q.dtype)[None, :, None].expand(B, T, H, T)
-        o, _ = recurrence(q, k, eye, la, scale=core.scale)
+        o, _ = recurrence(q, k, eye, la, beta=core.beta, erase=core.erase, scale=core.scale, read=core.read)
         return o.transpose(1, 2).reshape(B, heads, H // heads, T, T).mean(2)
 
 

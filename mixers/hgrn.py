@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import flag, number, whole
-from .base import Core, RecurrentMixer, Tokens, accumulation
+from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation
 from .parts import angles, layer_of
 
 
@@ -118,7 +118,7 @@ class HGRN(RecurrentMixer):
             self.theta = nn.Parameter((10000.0 ** (-2.0 * j / self.channels)).to(torch.get_default_dtype()))
         self.state_shape = (1, 1, width)
 
-    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+    def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         c = F.silu(self.input_proj(x))
         z = self.forget_gate(x)
         acc = accumulation(z.dtype)

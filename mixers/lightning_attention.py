@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Core, RecurrentMixer, Tokens, accumulation, head_count, head_size
+from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, head_count, head_size
 from .parts import RMSNorm, init_linears, layer_factor, slopes
 
 
@@ -61,7 +61,7 @@ class LightningAttention(RecurrentMixer):
         self.state_shape = (self.num_heads, self.head_dim, self.head_dim)
         init_linears(self, 0.02)
 
-    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+    def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         qkv = F.silu(self.qkv_proj(x)).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         q, k, v = qkv.chunk(3, -1)
         return Core(q, k, v, -slopes(self.num_heads, self.factor, x.device, accumulation(x.dtype)))

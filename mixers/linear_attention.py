@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import flag
-from .base import Core, RecurrentMixer, Tokens, head_count, head_size
+from .base import Core, MixerState, RecurrentMixer, Tokens, head_count, head_size
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class LinearAttention(RecurrentMixer):
         self.out_proj = nn.Linear(inner, d_model, bias=bias)
         self.state_shape = (self.num_heads, self.head_dim, self.head_dim + 1)
 
-    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+    def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         heads = (self.num_heads, self.head_dim)
         q, k, v = (proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         v = torch.cat([v, torch.ones_like(v[..., :1])], -1)

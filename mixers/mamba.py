@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels import OuterDecay
 from .arguments import flag, number, whole
-from .base import Core, RecurrentMixer, Tokens, accumulation
+from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation
 from .parts import ShortConvolution
 
 
@@ -90,9 +90,9 @@ class Mamba(RecurrentMixer):
         dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(dt_min), math.log(dt_max)).exp()
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
-    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+    def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         x, z = self.in_proj(x).chunk(2, -1)
-        x, window = self.conv1d(x, window, tokens)
+        x, window = self.conv1d(x, state.window, tokens)
         x = F.silu(x)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
         acc = accumulation(x.dtype)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import flag, number
-from .base import Core, RecurrentMixer, Tokens, accumulation, head_count, head_size
+from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, head_count, head_size
 from .linear_attention import elu_plus_one
 from .parts import RMSNorm, angles, init_linears, layer_factor, rms_norm, slopes
 
@@ -54,7 +54,7 @@ class TransNormer(RecurrentMixer):
         self.out_proj = nn.Linear(inner, d_model, bias=bias)
         self.state_shape = (self.num_heads, self.head_dim, self.head_dim)
 
-    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+    def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         heads = (self.num_heads, self.head_dim)
         q, k, v = (proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return Core(elu_plus_one(q), elu_plus_one(k), v)
@@ -121,7 +121,7 @@ class TransNormerLLM(RecurrentMixer):
         self.state_shape = (H, D if self.theta is None else 2 * D, D)
         init_linears(self, 0.02)
 
-    def operands(self, x: Tensor, window: Tensor | None, tokens: Tokens) -> Core:
+    def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         q, k, v, u = self.qkvu_proj(x).chunk(4, -1)
         q, k, v = (y.unflatten(-1, (self.num_heads, self.head_dim)) for y in (F.silu(q), F.silu(k), v))
         if self.theta is not None:

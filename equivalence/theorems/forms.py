@@ -293,7 +293,9 @@ def mask(budget: Budget, tally: Tally) -> None:
     for p in _varied(budget, tuple(READS.values())):
         x = p.operands(rng)
         kept = rng.random((p.batch, p.length)) < 0.6
-        m = ops.apply_mask(ops.Operands(*x[:7], None, torch.from_numpy(kept)))
+        m = ops.apply_mask(
+            ops.Operands(*x[:6], None, None, None, x.initial_state, None, torch.from_numpy(kept))
+        )
         masked = x._replace(k=m.k, v=m.v, log_decay=m.log_decay, log_decay_v=m.log_decay_v)
         for form in forms.FORMS:
             o, S = run_form(form, p, masked)
@@ -361,7 +363,7 @@ def _relations(c: Slice, S: Any) -> dict[str, tuple[Any, Any]]:
     def dot(q: Any, k: Any) -> Any:
         return torch.sum(q * k, -1, True)
 
-    q, k, v, la, lb = c
+    q, k, v, la, lb, *_ = c
     qa, ka, vb = forms.decayed(q, la), forms.decayed(k, la), forms.decayed(v, lb)
     dra = forms.decayed(outputs("RDA", c._replace(q=qa)), lb)
     rad = outputs("RDA", c._replace(k=ka, v=vb))

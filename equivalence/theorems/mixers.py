@@ -17,7 +17,7 @@ from torch import Tensor
 from ...mixers import REGISTRY, Mixer, MixerState, build
 from ..text import english
 from ..theorem import Budget, Collection, Counterexample, Tally, Theorem
-from .examples import FORMS, compare, run_examples
+from .examples import compare, run_examples
 from .papers import PAPERS
 
 WIDTH = 8
@@ -95,7 +95,7 @@ def cases(name: str, longest: int = 12) -> st.SearchStrategy[Case]:
         variant=st.integers(0, len(VARIANTS.get(name, ({},))) - 1),
         length=st.integers(1, longest),
         batch=st.integers(1, 3),
-        form=st.sampled_from(FORMS),
+        form=st.sampled_from(mixer(name, 0, 0).forms),
         seed=st.integers(0, 999),
     )
 

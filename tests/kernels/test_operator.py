@@ -201,7 +201,7 @@ def test_opcheck(decay):
     outer = None
     if isinstance(la, OuterDecay):
         la, outer = la
-    xs = [x if x is None else x.requires_grad_() for x in (q, k, v, la, outer, lb, s0)]
+    xs = [x if x is None else x.requires_grad_() for x in (q, k, v, la, outer, lb, None, None, None, s0)]
     torch.library.opcheck(recurrence_op, (*xs, None, None, *OPTIONS))
     do, dstate = torch.randn_like(v).detach(), torch.randn_like(s0).detach()
     saved = torch.zeros(0, dtype=s0.dtype)
@@ -211,7 +211,7 @@ def test_opcheck(decay):
 def test_opcheck_packed():
     q, k, v, la, _, _ = (x if x is None else x.requires_grad_() for x in arguments(1, 5, 2, 2, 3, "BTHK"))
     cu = torch.tensor([0, 2, 5])
-    torch.library.opcheck(recurrence_op, (q, k, v, la, None, None, None, cu, None, *OPTIONS))
+    torch.library.opcheck(recurrence_op, (q, k, v, la, *(None,) * 6, cu, None, *OPTIONS))
 
 
 def test_compile_sees_one_operator():

@@ -63,6 +63,10 @@ def token_by_token(mixer, x: Tensor, state=None, mask=None):
 def test_forward_is_steps(make, name: str, form: str) -> None:
     mixer = make(name)
     x = torch.randn(2, 9, D, dtype=torch.float64)
+    if form not in mixer.forms:
+        with pytest.raises(ValueError, match=f"^form is '{form}'; accepted: 'auto'"):
+            mixer(x, form=form)
+        return
     y, state = mixer(x, form=form)
     ys, stepped = token_by_token(mixer, x)
     close(y, ys)
@@ -345,12 +349,15 @@ def test_map_is_the_core(make, name: str) -> None:
     weights = mixer.attention_map(x)
     assert weights.shape[::2] == (2, 7) and weights.shape[3] == 7
     assert not weights.triu(1).any()
-    core = mixer.operands(x, None, Tokens(torch.arange(7).expand(2, 7), None))
+    core = mixer.operands(
+        x, mixer.initial_state(2, dtype=x.dtype), Tokens(torch.arange(7).expand(2, 7), None)
+    )
     v = core.v if weights.shape[1] == core.v.shape[2] else core.v.mean(2, keepdim=True)
     if name in ("mamba", "hgrn", "hgrn-complex"):
         # A mean over channels: it weighs values that are the same in all of them.
         v = torch.randn(2, 7, 1, 1, dtype=torch.float64).expand_as(core.v)
-    o, _ = recurrence(core.q, core.k, v, core.log_decay, core.log_decay_v)
+    erasing = {"beta": core.beta, "erase": core.erase}
+    o, _ = recurrence(core.q, core.k, v, core.log_decay, core.log_decay_v, read=core.read, **erasing)
     o = core.scale * o
     if name == "linear-attention":
         o = o / o[..., -1:]

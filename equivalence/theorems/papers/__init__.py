@@ -1,0 +1,11 @@
+"""Each mixer as its paper has it: plain loops over time, with a module's weights, in float64.
+
+Nothing here uses the core or the mixers' own code, so that agreement with a module means that the
+module's reduction to the core is right.
+"""
+
+from .attention import ATTENTION
+from .common import Paper
+from .recurrent import RECURRENT
+
+PAPERS: dict[str, Paper] = {**ATTENTION, **RECURRENT}

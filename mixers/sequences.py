@@ -1,0 +1,115 @@
+"""What runs along each sequence beside the recurrence: the token before, sums, and the max-plus stabiliser.
+
+Each takes what the state holds of every sequence [N, ...] and returns it as it is after the tokens, with
+right padding and packed sequences as `Tokens` has them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Tokens
+
+
+def _spread(x: Tensor, like: Tensor) -> Tensor:
+    """x [B, T] with as many dimensions as `like`."""
+    return x.reshape(*x.shape, *(1 for _ in like.shape[2:]))
+
+
+def _firsts(tokens: Tokens) -> Tensor:
+    """[B, T]: whether a token is the first of its sequence in this call."""
+    first = torch.zeros_like(tokens.position, dtype=torch.bool)
+    if tokens.segment is None:
+        first[:, 0] = True
+        return first
+    assert tokens.cu_seqlens is not None
+    steps = torch.arange(tokens.position.shape[1], device=first.device)
+    return (steps == tokens.cu_seqlens.long()[tokens.segment])[None]
+
+
+def _carried(start: Tensor, tokens: Tokens) -> Tensor:
+    """start [N, ...] at every token of its sequence: [B, T or 1, ...]."""
+    return start[:, None] if tokens.segment is None else start[tokens.segment][None]
+
+
+def last(x: Tensor, start: Tensor, tokens: Tokens) -> Tensor:
+    """x [B, T, ...] at the last token of every sequence, `start` [N, ...] where one has none: [N, ...]."""
+    if tokens.lengths is None:
+        return x[:, -1]
+    n = tokens.lengths
+    if tokens.cu_seqlens is None:
+        rows, at = torch.arange(x.shape[0], device=x.device), n - 1
+    else:
+        rows, at = torch.zeros_like(n), tokens.cu_seqlens[1:].long() - 1
+    found = x[rows, at.clamp(min=0)]
+    return torch.where(n.reshape(-1, *(1 for _ in found.shape[1:])) > 0, found, start)
+
+
+def previous(x: Tensor, window: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """The token before each of x [B, T, channels], and the window after them.
+
+    window [N, 1, channels]: the token before the first."""
+    before = F.pad(x, (0, 0, 1, 0))[:, :-1]
+    carried = _carried(window[:, 0], tokens).to(x.dtype)
+    before = torch.where(_firsts(tokens)[..., None], carried, before)
+    return before, last(x, window[:, 0].to(x.dtype), tokens)[:, None]
+
+
+def running_sum(x: Tensor, start: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """start plus the sum of x [B, T, ...] up to each token, in start's dtype, and its value after them."""
+    x = x.to(start.dtype)
+    if tokens.valid is not None:
+        x = torch.where(_spread(tokens.valid, x), x, torch.zeros_like(x))
+    total = x.cumsum(1)
+    if tokens.segment is not None:
+        assert tokens.cu_seqlens is not None
+        before = F.pad(total[0].movedim(0, -1), (1, 0)).movedim(-1, 0)  # a zero in front
+        total = total - before[tokens.cu_seqlens.long()[tokens.segment]][None]
+    total = total + _carried(start, tokens)
+    return total, last(total, start, tokens)
+
+
+class Stabilised(NamedTuple):
+    """Exponential gates f, i as a decay and a write, both at most 1, relative to m_t.
+
+    With h_t = f_t h_{t-1} + i_t u_t, e^{-m_t} h_t = e^{log_decay} (e^{-m_{t-1}} h_{t-1}) + e^{log_write} u_t.
+    """
+
+    log_decay: Tensor  # log f_t + m_{t-1} - m_t
+    log_write: Tensor  # log i_t - m_t
+    m: Tensor
+    before: Tensor  # m_{t-1}
+    end: Tensor  # m after the last token of every sequence, [N, ...]
+
+
+def stabilise(log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens) -> Stabilised:
+    """m_t = max(log f_t + m_{t-1}, log i_t) from `start` [N, ...], by an associative scan; log f, log i
+    [B, T, ...].
+
+    What is computed with m does not depend on it in exact arithmetic, so m counts as a constant in gradients.
+    Source: Beck et al. 2024 (xLSTM, arXiv:2405.04517), eq. 15 to 17."""
+    with torch.no_grad():
+        f, i = log_f.detach().to(start.dtype), log_i.detach().to(start.dtype)
+        if tokens.valid is not None:
+            keep = _spread(tokens.valid, i)
+            f, i = torch.where(keep, f, 0.0), torch.where(keep, i, -torch.inf)
+        first = _spread(_firsts(tokens), i)
+        carried = _carried(start, tokens)
+        m = torch.where(first, torch.maximum(i, f + carried), i)
+        f = torch.where(first, -torch.inf, f)
+        reach = 1
+        while reach < m.shape[1]:
+            later = torch.maximum(f[:, reach:] + m[:, :-reach], m[:, reach:])
+            f = torch.cat([f[:, :reach], f[:, reach:] + f[:, :-reach]], 1)
+            m = torch.cat([m[:, :reach], later], 1)
+            reach *= 2
+        before = torch.where(first, carried, torch.roll(m, 1, 1))
+        empty = torch.isneginf(m)  # nothing has been written: any factor of nothing will do
+        change = torch.where(empty, -torch.inf, before - torch.where(empty, 0.0, m))
+    log_decay = log_f + change
+    log_write = log_i - torch.where(empty, 0.0, m)
+    return Stabilised(log_decay, log_write, m, before, last(m, start, tokens))
