@@ -2,6 +2,7 @@
 
 from .base import Mixer, MixerState, RecurrentMixer
 from .hgrn import HGRN, LowerBounds
+from .hybrid import HybridConfig, HybridLM, HybridState
 from .lightning_attention import LightningAttention
 from .linear_attention import LinearAttention
 from .mamba import Mamba
@@ -13,6 +14,9 @@ __all__ = [
     "HGRN",
     "REGISTRY",
     "Entry",
+    "HybridConfig",
+    "HybridLM",
+    "HybridState",
     "LightningAttention",
     "LinearAttention",
     "LowerBounds",

@@ -29,12 +29,13 @@ class SoftmaxAttention(Mixer):
         head_dim: channels of a head, d_model / num_heads by default.
         num_kv_heads: heads of keys and values, a divisor of num_heads (grouped-query attention).
         rotary_base: of the rotary positions; None leaves positions out.
+        rotary_dim: how many channels of a head are turned, its first ones; None: all.
         bias: of the projections.
 
     Raises:
         TypeError: an option of another type.
         ValueError: num_heads does not divide d_model and no head_dim was given; num_kv_heads does
-            not divide num_heads.
+            not divide num_heads; rotary_dim is odd or above head_dim.
 
     Paper: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), eq. 1; positions by
         Su et al. 2021 (arXiv:2104.09864). Initialisation: that of `nn.Linear`.
@@ -47,6 +48,7 @@ class SoftmaxAttention(Mixer):
         head_dim: int | None = None,
         num_kv_heads: int | None = None,
         rotary_base: float | None = 10000.0,
+        rotary_dim: int | None = None,
         bias: bool = False,
     ) -> None:
         super().__init__(d_model)
@@ -62,6 +64,13 @@ class SoftmaxAttention(Mixer):
         if rotary_base is not None:
             number("rotary_base", rotary_base, 0, above=True, also=", or None")
         self.rotary_base = rotary_base
+        self.rotary_dim = self.head_dim
+        if rotary_dim is not None:
+            self.rotary_dim = whole("rotary_dim", rotary_dim, ", or None")
+            if rotary_dim % 2 or rotary_dim > self.head_dim:
+                raise ValueError(
+                    f"rotary_dim is {rotary_dim}; accepted: an even number up to head_dim = {self.head_dim}"
+                )
         flag("bias", bias)
         inner, inner_kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(d_model, inner, bias=bias)
@@ -105,8 +114,8 @@ class SoftmaxAttention(Mixer):
 
     def _projections(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        if self.rotary_base is not None and self.head_dim > 1:
-            wave = angles(position, rotary_frequencies(self.head_dim, self.rotary_base, x.device)[None])
+        if self.rotary_base is not None and self.rotary_dim > 1:
+            wave = angles(position, rotary_frequencies(self.rotary_dim, self.rotary_base, x.device)[None])
             q, k = rotate_pairs(q, *wave), rotate_pairs(k, *wave)
         return q, k, v
 

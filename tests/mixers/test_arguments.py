@@ -13,7 +13,7 @@ WHOLE = [
     *((name, "d_model") for name in REGISTRY),
     *((name, option) for name in HEADS for option in ("num_heads", "head_dim")),
     *((name, option) for name in LAYERS for option in ("layer_idx", "num_layers")),
-    ("softmax", "num_kv_heads"),
+    *(("softmax", option) for option in ("num_kv_heads", "rotary_dim")),
     ("hgrn", "expand"),
     *(("mamba", option) for option in ("d_state", "expand", "conv_width", "dt_rank")),
 ]
@@ -73,10 +73,17 @@ def test_step_sizes_rise() -> None:
     Mamba(8, dt_min=0.1)
 
 
+@pytest.mark.parametrize("rotary_dim", [3, 6])
+def test_rotary_dim(rotary_dim: int) -> None:
+    message = f"^rotary_dim is {rotary_dim}; accepted: an even number up to head_dim = 4"
+    with pytest.raises(ValueError, match=message):
+        build("softmax", 8, num_heads=2, rotary_dim=rotary_dim)
+
+
 def test_none_is_a_default() -> None:
     for name in HEADS:
         build(name, 8, num_heads=None, head_dim=None)
-    build("softmax", 8, num_kv_heads=None, rotary_base=None)
+    build("softmax", 8, num_kv_heads=None, rotary_base=None, rotary_dim=None)
     Mamba(8, dt_rank=None)
     TransNormerLLM(8, lrpe=None)
     HGRN(8, lower_bound=None)

@@ -163,15 +163,16 @@ def test_hgrn(make, kind: str, layer_idx: int, learned: bool) -> None:
     agrees(m, formula)
 
 
-@pytest.mark.parametrize("num_kv_heads", [None, 1])
-def test_softmax(make, num_kv_heads: int | None) -> None:
-    m = make("softmax", D, num_heads=2, num_kv_heads=num_kv_heads)
-    half = D // 4
+@pytest.mark.parametrize("num_kv_heads, rotary_dim", [(None, None), (1, None), (None, 2)])
+def test_softmax(make, num_kv_heads: int | None, rotary_dim: int | None) -> None:
+    m = make("softmax", D, num_heads=2, num_kv_heads=num_kv_heads, rotary_dim=rotary_dim)
+    half = (rotary_dim or D // 2) // 2
     theta = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
 
     def formula(x: Tensor) -> Tensor:
         q, k, v = (p(x).reshape(T, -1, D // 2) for p in (m.q_proj, m.k_proj, m.v_proj))
-        q, k = (torch.complex(y[..., :half], y[..., half:]) for y in (q, k))
+        still_q, still_k = (y[..., 2 * half :] for y in (q, k))
+        q, k = (torch.complex(y[..., :half], y[..., half : 2 * half]) for y in (q, k))
         rows = []
         for t in range(T):
             o = []
@@ -180,6 +181,7 @@ def test_softmax(make, num_kv_heads: int | None) -> None:
                 scores = torch.stack(
                     [
                         (q[t, h] * k[s, g].conj() * torch.exp(1j * (t - s) * theta)).real.sum()
+                        + still_q[t, h] @ still_k[s, g]
                         for s in range(t + 1)
                     ]
                 )
