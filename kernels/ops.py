@@ -191,9 +191,9 @@ def apply_mask(x: Operands) -> Operands:
         la = _where(x.mask, la.expand(*x.mask.shape, *la.shape) if la.ndim == 1 else la)
     if lb is not None:
         lb = _where(x.mask, lb.expand(*x.mask.shape, *lb.shape) if lb.ndim == 2 else lb)
-    others = ("k", "v", "beta", "erase_x", "erase_y")
-    kept = {n: None if y is None else _where(x.mask, y) for n in others for y in (getattr(x, n),)}
-    return x._replace(**kept, log_decay=la, log_decay_v=lb, mask=None)
+    beta, ex, ey = (None if y is None else _where(x.mask, y) for y in (x.beta, x.erase_x, x.erase_y))
+    k, v = _where(x.mask, x.k), _where(x.mask, x.v)
+    return x._replace(k=k, v=v, log_decay=la, log_decay_v=lb, beta=beta, erase_x=ex, erase_y=ey, mask=None)
 
 
 def unmask_gradients(g: Gradients, x: Operands) -> Gradients:
