@@ -418,8 +418,9 @@ class RecurrentMixer(Mixer):
         """The linear map from the core's values to its outputs: [B, heads, T, T], row t, column s.
 
         What precedes the values and follows the outputs (convolutions, rotations of the values,
-        norms, gates) is not in it. Where values decay each by its own rate, the mean over their
-        channels; where there are more than `map_heads` heads, means over contiguous groups.
+        norms, gates) is not in it; normalisers and shares of the current token are, by `weigh`. Where
+        values decay each by its own rate, the mean over their channels; where there are more than
+        `map_heads` heads, means over contiguous groups.
         """
         self._check_input("x", x, 3, "[B, T, d_model]")
         B, T, _ = x.shape
@@ -443,7 +444,13 @@ class RecurrentMixer(Mixer):
         # With the unit vectors as values, the outputs are the weights.
         eye = torch.eye(T, device=x.device, dtype=q.dtype)[None, :, None].expand(B, T, H, T)
         o, _ = recurrence(q, k, eye, la, beta=core.beta, erase=core.erase, scale=core.scale, read=core.read)
-        return o.transpose(1, 2).reshape(B, heads, H // heads, T, T).mean(2)
+        weights = self.weigh(o.transpose(1, 2), core)
+        return weights.reshape(B, heads, -1, T, T).mean(2)
+
+    def weigh(self, weights: Tensor, core: Core) -> Tensor:
+        """What the readout makes of the core's weights [B, H, T, T], or [B, H V, T, T] where values decay
+        each by its own rate: a normaliser, or a share of the current token outside the core."""
+        return weights
 
 
 def _first(x: Tensor | None, constant: int) -> Tensor | None:

@@ -60,9 +60,8 @@ class LinearAttention(RecurrentMixer):
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
         return self.out_proj(_divide(o[..., :-1], o[..., -1:]).flatten(-2))
 
-    def attention_map(self, x: Tensor) -> Tensor:
-        """The normalised weights: every row sums to 1."""
-        weights = super().attention_map(x)
+    def weigh(self, weights: Tensor, core: Core) -> Tensor:
+        """Normalised: every row sums to 1."""
         return _divide(weights, weights.sum(-1, keepdim=True))
 
 
