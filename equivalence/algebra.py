@@ -179,6 +179,21 @@ def _where(condition: Any, x: Any, y: Any) -> Any:
     return type(x)(*(np.where(c, a, b) for a, b in pairs))
 
 
+def _solve_triangular(L: Any, b: Any, *, upper: bool, unitriangular: bool) -> Any:
+    """x with L x = b, by substitution; L counts as having ones on its diagonal."""
+    if not unitriangular:
+        raise TypeError("solve_triangular has no meaning here but for a unit diagonal: it would divide")
+    n = b.shape[-2]
+    rows: list[Any] = []
+    for i in reversed(range(n)) if upper else range(n):
+        row = b[..., i : i + 1, :]
+        if rows:
+            known = torch.cat(rows[::-1] if upper else rows, -2)
+            row = row - (L[..., i : i + 1, i + 1 :] if upper else L[..., i : i + 1, :i]) @ known
+        rows.append(row)
+    return torch.cat(rows[::-1] if upper else rows, -2)
+
+
 _TORCH: dict[str, Any] = {
     "cat": lambda xs, dim=0: _joined(xs, dim, np.concatenate, "cat"),
     "stack": lambda xs, dim=0: _joined(xs, dim, np.stack, "stack"),
@@ -188,6 +203,7 @@ _TORCH: dict[str, Any] = {
     "cumsum": lambda x, dim: x.cumsum(dim),
     "exp": lambda x: x.exp(),
     "zeros_like": lambda x: x.zeros_like(),
+    "linalg_solve_triangular": _solve_triangular,
 }
 
 

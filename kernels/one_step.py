@@ -58,13 +58,15 @@ def formula(
         lb = lb.to(dtype).unsqueeze(-2)
     if mask is not None:
         keep = mask[:, None, None, None]
-        k, v, la, lb, beta, x, y = (
-            None if z is None else torch.where(keep, z, torch.zeros_like(z))
-            for z in (k, v, la, lb, beta, x, y)
-        )
+
+        def kept(z: Tensor) -> Tensor:
+            return torch.where(keep, z, torch.zeros_like(z))
+
+        k, v = kept(k), kept(v)
+        la, lb, beta, x, y = (None if z is None else kept(z) for z in (la, lb, beta, x, y))
     S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)
     new = decay_state(S, la, lb)
-    if x is not None:
+    if x is not None and y is not None:
         new = new + x.mT * (y.mT * S).sum(2, True)
     if beta is not None:
         v = beta * (v - (k.mT * new).sum(2, True))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...kernels import forms
+from ...kernels import delta, forms
 from ...kernels.order import AFTER, ALL_ORDERS, Order
 from ...kernels.steps import Slice, Steps
 from ..algebra import Field, Integer, Log, differs
@@ -33,6 +33,9 @@ class Operands(NamedTuple):
     log_decay_v: Any
     initial_state: Any
     scale: int
+    beta: Any = None
+    x: Any = None
+    y: Any = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Problem:
     batch: int = 2
     key_dim: int = 2
     value_dim: int = 3
+    erasing: str = "none"  # "beta": the delta rule; "x, y": the general form
 
     def __str__(self) -> str:
         H, Hq, Hk = self.heads
@@ -57,12 +61,14 @@ class Problem:
             f"T = {self.length} in blocks of {self.block}, order {self.order.events}, {time}, "
             f"B = {self.batch}, H = {H} (Hq = {Hq}, Hk = {Hk}), K = {self.key_dim}, V = {self.value_dim}, "
             f"log_decay {self.key_decay}, log_decay_v {self.value_decay}"
+            + (f", erasing by {self.erasing}" if self.erasing != "none" else "")
         )
 
     @property
     def degree(self) -> int:
-        """Of outputs and state, in all operands: at most T decays a and T of b, times q, k, v and scale."""
-        per_step = 1 + (LARGEST_EXPONENT if self.key_decay == "dt·A" else 1)
+        """Of outputs and state, in all operands: at most T decays a and T of b (or T erasures, each of β, k
+        twice and a, or of x and y), times q, k, v and scale."""
+        per_step = 1 + (LARGEST_EXPONENT if self.key_decay == "dt·A" else 1) + 3 * (self.erasing != "none")
         return per_step * self.length + 4
 
     def operands(self, rng: np.random.Generator, dual: bool = False, zeros: float = 0.0) -> Operands:
@@ -89,16 +95,21 @@ class Problem:
             log(*value_sizes[self.value_decay]) if self.value_decay in value_sizes else None,
             field(B, H, K, V),
             int(rng.integers(2, 1 << 60)),
+            field(B, T, H) if self.erasing == "beta" else None,
+            # As many heads as queries have, and as keys: neither need be those of the values.
+            field(B, T, Hq, K) if self.erasing == "x, y" else None,
+            field(B, T, Hk, K) if self.erasing == "x, y" else None,
         )
 
 
 def steps(x: Operands, reverse: bool = False) -> Steps:
-    return Steps(*x[:6], scale=x.scale, reverse=reverse)
+    return Steps(*x[:6], beta=x.beta, x=x.x, y=x.y, scale=x.scale, reverse=reverse)
 
 
 def run_form(form: str, p: Problem, x: Operands) -> tuple[Any, Any]:
     """Outputs [B,T,H,V] and the final state, by the form that runs in production."""
-    pieces, state = forms.FORMS[form](steps(x, p.reverse), x.initial_state, p.order, p.block)
+    available = forms.FORMS if p.erasing == "none" else delta.FORMS
+    pieces, state = available[form](steps(x, p.reverse), x.initial_state, p.order, p.block)
     outputs = torch.cat([piece.transpose(1, 2) for piece in pieces], 1)
     return outputs.flip(1) if p.reverse else outputs, state
 
