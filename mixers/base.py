@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..kernels import OuterDecay, checks, recurrence, step
 from ..kernels.operator import FORMS
-from .arguments import whole
+from .arguments import flag, whole
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Tokens(NamedTuple):
     valid: Tensor | None = None  # [B, T], a right-padding mask; None: all valid
     cu_seqlens: Tensor | None = None  # [N + 1] when packed
     segment: Tensor | None = None  # [T] when packed: the sequence each token belongs to
+    inplace: bool = False  # whether the memory of the state may be written to
 
     def advance(self, position: Tensor) -> Tensor:
         return position + (self.position.shape[1] if self.lengths is None else self.lengths)
@@ -237,7 +238,11 @@ class Mixer(nn.Module):
         return torch.zeros_like(y).scatter(1, order.expand_as(y), y), state
 
     def step(
-        self, x_t: Tensor, state: MixerState | None = None, mask: Tensor | None = None
+        self,
+        x_t: Tensor,
+        state: MixerState | None = None,
+        mask: Tensor | None = None,
+        inplace: bool = False,
     ) -> tuple[Tensor, MixerState]:
         """The next token.
 
@@ -245,6 +250,8 @@ class Mixer(nn.Module):
             x_t: inputs [B, d_model].
             state: what an earlier call returned; None at the start.
             mask: [B] bool; a row where it is False has no token: output 0, state as it was.
+            inplace: the state given is used up: its memory may be written to, which saves softmax
+                attention a copy of its keys and values. Without gradients only.
 
         Returns:
             y_t [B, d_model], and the state after the token.
@@ -253,14 +260,20 @@ class Mixer(nn.Module):
             TypeError, ValueError: naming the argument, what it was and what is accepted.
         """
         self._check_input("x_t", x_t, 2, "[B, d_model]")
+        if flag("inplace", inplace) and torch.is_grad_enabled():
+            raise ValueError(
+                "inplace is True where gradients are recorded; accepted: False, or a call under "
+                "torch.no_grad()"
+            )
         state = self._starting_state(state, x_t.shape[0], x_t)
         position = state.position[:, None]
         if mask is None:
-            y, state = self.mix(x_t[:, None], state, Tokens(position, None), None)
+            tokens = Tokens(position, None, inplace=inplace)
+            y, state = self.mix(x_t[:, None], state, tokens, None)
             return y[:, 0], state
         checks.valid_mask("mask", mask, (x_t.shape[0],), "[B]", x_t.device)
         valid = mask[:, None]
-        tokens = Tokens(position, mask.long(), valid)
+        tokens = Tokens(position, mask.long(), valid, inplace=inplace)
         y, state = self.mix(_keep(valid, x_t[:, None]), state, tokens, None)
         return _keep(valid, y)[:, 0], state
 

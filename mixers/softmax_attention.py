@@ -121,7 +121,12 @@ class SoftmaxAttention(Mixer):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """q [B, T, H, D], k and v [B, S, Hkv, D], visible [B, T, S] or None for causal: [B, T, H, D]."""
-        k, v = (y.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for y in (k, v))
+        group, one = self.num_heads // self.num_kv_heads, q.shape[1] == 1 and visible is not None
+        if one:
+            # The queries of a group stand where those of a sequence would: nothing is repeated.
+            q = q[:, 0].unflatten(1, (self.num_kv_heads, group)).transpose(1, 2)
+        elif group > 1:
+            k, v = (y.repeat_interleave(group, 2) for y in (k, v))
         o = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -129,7 +134,7 @@ class SoftmaxAttention(Mixer):
             None if visible is None else visible[:, None],
             is_causal=visible is None,
         )
-        return o.transpose(1, 2)
+        return o.reshape(q.shape[0], 1, self.num_heads, -1) if one else o.transpose(1, 2)
 
     def _packed(
         self, q: Tensor, k: Tensor, v: Tensor, state: MixerState, tokens: Tokens, segment: Tensor
@@ -215,5 +220,26 @@ def _write(old: Tensor, new: Tensor, tokens: Tokens) -> Tensor:
     """The cache with the new tokens at their positions; padding is written as zeros behind them."""
     if tokens.valid is not None:
         new = _zeroed(tokens.valid, new)
-    grown = torch.cat([old.to(new.dtype), torch.zeros_like(new)], 1)
-    return grown.scatter(1, tokens.position[..., None, None].expand_as(new), new)
+    at = tokens.position[..., None, None].expand_as(new)
+    if tokens.inplace and old.dtype == new.dtype and not torch.compiler.is_compiling():
+        return _grown(old, new.shape[1]).scatter_(1, at, new)
+    return torch.cat([old.to(new.dtype), torch.zeros_like(new)], 1).scatter_(1, at, new)
+
+
+def _grown(old: Tensor, more: int) -> Tensor:
+    """old [N, S, H, D] with `more` zeros after each row, in its own memory where that has room behind them.
+
+    What is made here has room for half as many places again, so that a copy is rare: strides of an
+    [N, S + room, H, D] tell."""
+    N, S, H, D = old.shape
+    row = H * D
+    capacity = old.stride(0) // row
+    whole_memory = (
+        old.storage_offset() == 0 and old.untyped_storage().nbytes() == N * capacity * row * old.itemsize
+    )
+    if whole_memory and old.stride() == (capacity * row, row, D, 1) and S + more <= capacity:
+        return old.as_strided((N, S + more, H, D), old.stride())
+    capacity = S + more + max(S // 2, 32)
+    grown = old.new_zeros(N, capacity, H, D)[:, : S + more]
+    grown[:, :S] = old
+    return grown

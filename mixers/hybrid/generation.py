@@ -98,4 +98,4 @@ def stream(
         yield token
         if i + 1 == max_new_tokens or (ended is not None and bool(ended.all())):
             return
-        logits, state = model.step(token, state)
+        logits, state = model.step(token, state, inplace=True)

@@ -171,7 +171,11 @@ class HybridLM(nn.Module):
         return self._logits(x[torch.arange(x.shape[0], device=x.device), last]), state
 
     def step(
-        self, ids_t: Tensor, state: HybridState | None = None, mask: Tensor | None = None
+        self,
+        ids_t: Tensor,
+        state: HybridState | None = None,
+        mask: Tensor | None = None,
+        inplace: bool = False,
     ) -> tuple[Tensor, HybridState]:
         """The next token of every row.
 
@@ -179,6 +183,7 @@ class HybridLM(nn.Module):
             ids_t: tokens [B], int64 or int32.
             state: what an earlier call returned; None at the start.
             mask: [B] bool; a row where it is False has no token: logits 0, state as it was.
+            inplace: the state given is used up, see `Mixer.step`. Without gradients only.
 
         Returns:
             logits [B, vocab_size], and the state after the token.
@@ -187,7 +192,7 @@ class HybridLM(nn.Module):
             TypeError, ValueError: naming the argument, what it was and what is accepted.
         """
         x = self._embed("ids_t", ids_t, mask, "[B]")
-        x, state = self._run(x, state, lambda mixer, h, before: mixer.step(h, before, mask))
+        x, state = self._run(x, state, lambda mixer, h, before: mixer.step(h, before, mask, inplace))
         return self._logits(x), state
 
     def _hidden(
