@@ -9,7 +9,9 @@ only, so inside a chunk they solve one unit triangular system. With its solution
 one that writes k u (or k v and x e): outputs, state and gradient are those of `forms` and `gradients`.
 
 The system is solved by forward substitution. Products of powers of the matrix (Neumann) lose all digits
-where keys are alike: there the powers grow although the solution does not.
+where keys are alike: there the powers grow although the solution does not. What remains is the rounding of
+the system itself, which its solution magnifies by up to the length of a chunk (β = 2: reflections), and each
+chunk hands on: so it is formed and solved in float64, where float32 would leave 1e-5 after one chunk.
 
 Layout and vocabulary as in `forms`.
 """
@@ -72,11 +74,17 @@ def scores(c: Slice, order: Order) -> Array:
     return P[..., :n, :n]
 
 
+def _wide(x: Array) -> Array:
+    return x.double() if isinstance(x, torch.Tensor) else x
+
+
 def solve(L: Array, b: Array, transposed: bool = False) -> Array:
     """x with (I + L) x = b, or (I + L)ᵀ x = b, for L strictly lower triangular: forward substitution."""
     if transposed:
-        return torch.linalg.solve_triangular(L.mT, b, upper=True, unitriangular=True)
-    return torch.linalg.solve_triangular(L, b, upper=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(L.mT, _wide(b), upper=True, unitriangular=True)
+    else:
+        x = torch.linalg.solve_triangular(L, _wide(b), upper=False, unitriangular=True)
+    return x.to(b.dtype) if isinstance(b, torch.Tensor) else x
 
 
 def _reads(c: Slice) -> tuple[Slice, Order]:
@@ -88,6 +96,7 @@ def _reads(c: Slice) -> tuple[Slice, Order]:
 
 def _system(c: Slice) -> Array:
     """L [..., C, C], strictly lower triangular, of the system that a slice's reads solve."""
+    c = Slice(*(None if x is None else _wide(x) for x in c))
     reads, order = _reads(c)
     if c.beta is not None:
         return c.beta * scores(reads, order)
