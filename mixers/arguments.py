@@ -42,3 +42,10 @@ def flag(name: str, x: object, also: str = "") -> bool:
     if not isinstance(x, bool):
         raise TypeError(f"{name} is {shown(x)}; accepted: True or False{also}")
     return x
+
+
+def step_sizes(dt_min: object, dt_max: object) -> None:
+    """The range of a state space model's initial step sizes."""
+    number("dt_max", dt_max, 0, above=True)
+    if number("dt_min", dt_min, 0, above=True) > dt_max:  # type: ignore[operator]
+        raise ValueError(f"dt_min is {dt_min}; accepted: above 0 to dt_max = {dt_max}")

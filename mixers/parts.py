@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,15 +68,83 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm with a weight (Zhang & Sennrich 2019). In fp64 it is fp64 throughout."""
+    """RMSNorm (Zhang & Sennrich 2019), with a weight or without. In fp64 it is fp64 throughout."""
 
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+    weight: nn.Parameter
+
+    def __init__(self, dim: int, eps: float = 1e-6, weight: bool = True) -> None:
         super().__init__()
         self.eps = number("eps", eps, 0)
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.register_parameter("weight", nn.Parameter(torch.ones(dim)) if weight else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * rms_norm(x, self.eps)
+        y = rms_norm(x, self.eps)
+        return y if self.weight is None else self.weight * y
+
+
+class GatedRMSNorm(RMSNorm):
+    """weight ∘ RMSNorm(x) ∘ activation(gate), or with gate_first weight ∘ RMSNorm(x ∘ activation(gate)), in at
+    least float32; the norm over each of `groups` groups of channels by itself."""
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-6,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+        groups: int = 1,
+        gate_first: bool = False,
+    ) -> None:
+        super().__init__(dim, eps)
+        self.activation, self.groups, self.gate_first = activation, groups, gate_first
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        acc = accumulation(x.dtype)
+        gate = self.activation(gate.to(acc))
+        y = x.to(acc) * gate if self.gate_first else x.to(acc)
+        y = self.weight.to(acc) * rms_norm(y.unflatten(-1, (self.groups, -1)), self.eps).flatten(-2)
+        return (y if self.gate_first else y * gate).to(x.dtype)
+
+
+def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(Σx² + eps) over the last dimension, in at least float32; 0, with a gradient, where x is 0."""
+    y = x.to(accumulation(x.dtype))
+    return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def softplus_decay(z: Tensor, bias: Tensor, A_log: Tensor) -> Tensor:
+    """The log-decay -exp(A_log) softplus(z + bias) of Mamba-2 (Dao & Gu 2024), in at least float32."""
+    acc = accumulation(z.dtype)
+    return -A_log.to(acc).exp() * F.softplus(z.to(acc) + bias.to(acc), threshold=40)  # as in Mamba
+
+
+@torch.no_grad()
+def init_softplus_decay(
+    A_log: Tensor,
+    dt_bias: Tensor,
+    low: float = 1.0,
+    high: float = 16.0,
+    dt_min: float = 1e-3,
+    dt_max: float = 0.1,
+) -> None:
+    """exp(A_log) uniform in [low, high], softplus(dt_bias) log-uniform in [dt_min, dt_max], as in Mamba-2."""
+    A_log.uniform_(low, high).log_()
+    dt = torch.empty_like(dt_bias).uniform_(math.log(dt_min), math.log(dt_max)).exp()
+    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
+class HeadLayerNorm(nn.Module):
+    """LayerNorm over the channels of every head [..., H, D], with a weight for every channel: [..., H D]."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float = 1e-6, bias: bool = False) -> None:
+        super().__init__()
+        self.eps = number("eps", eps, 0)
+        self.weight = nn.Parameter(torch.ones(num_heads * head_dim))
+        self.bias = nn.Parameter(torch.zeros(num_heads * head_dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.to(accumulation(x.dtype))
+        y = F.layer_norm(y, y.shape[-1:], eps=self.eps).to(x.dtype).flatten(-2) * self.weight
+        return y if self.bias is None else y + self.bias
 
 
 def angles(position: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

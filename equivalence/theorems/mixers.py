@@ -33,7 +33,51 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"layer_idx": 1, "num_layers": 2, "lrpe": True},
     ),
     "lightning": ({}, {"layer_idx": 1, "num_layers": 3}, {"num_heads": 1, "head_dim": 5}),
-    "mamba": ({}, {"d_state": 3, "conv_width": 2, "expand": 1, "use_conv_bias": False}, {"conv_width": 1}),
+    "lightning-bailing": (
+        {},
+        {"layer_idx": 1, "num_layers": 3, "silu": True, "norm_groups": 2},
+        {"num_heads": 3, "head_dim": 4, "qk_norm": False, "rotary_dim": 4, "norm_groups": 4},
+    ),
+    "deltanet": (
+        {},
+        {"num_heads": 2, "num_key_heads": 1, "head_v_dim": 3, "allow_neg_eigval": True},
+        {"conv_width": 1, "use_conv_bias": True},
+    ),
+    "gated-deltanet": (
+        {},
+        {"num_heads": 4, "num_key_heads": 2, "head_dim": 3, "head_v_dim": 5, "allow_neg_eigval": True},
+        {"conv_width": 2, "use_conv_bias": True},
+    ),
+    "kda": (
+        {},
+        {"num_heads": 2, "num_key_heads": 1, "head_v_dim": 3, "low_rank_gates": False, "lower_bound": -5.0},
+        {"conv_width": 2, "use_conv_bias": True, "allow_neg_eigval": True},
+    ),
+    "mamba": (
+        {},
+        {"d_state": 3, "conv_width": 2, "expand": 1, "use_conv_bias": False},
+        {"conv_width": 1},
+        {"dt_rank": 3, "norm_eps": 1e-6, "use_bias": True},
+        {"num_heads": 4, "dt_rank": 2, "norm_eps": 1e-5, "norm_weights": False},
+    ),
+    "mamba2": (
+        {"d_state": 4},
+        {
+            "num_heads": 4,
+            "n_groups": 2,
+            "d_state": 3,
+            "norm_before_gate": True,
+            "time_step_limit": (0.1, 1.0),
+        },
+        {
+            "head_dim": 3,
+            "d_state": 2,
+            "use_norm": False,
+            "use_bias": True,
+            "use_out_bias": False,
+            "conv_width": 1,
+        },
+    ),
     "hgrn": ({}, {"layer_idx": 1, "num_layers": 3}, {"expand": 2}),
     "hgrn-complex": ({}, {"layer_idx": 1, "num_layers": 3}, {"expand": 2}),
     "softmax": (

@@ -7,7 +7,7 @@ import torch
 
 from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, Mamba, TransNormerLLM, build
 
-HEADS = ("linear-attention", "transnormer", "transnormer-llm", "lightning", "softmax")
+HEADS = ("linear-attention", "transnormer", "transnormer-llm", "lightning", "softmax", "mamba2")
 LAYERS = ("transnormer-llm", "lightning", "hgrn", "hgrn-complex")
 WHOLE = [
     *((name, "d_model") for name in REGISTRY),
@@ -15,14 +15,16 @@ WHOLE = [
     *((name, option) for name in LAYERS for option in ("layer_idx", "num_layers")),
     *(("softmax", option) for option in ("num_kv_heads", "rotary_dim")),
     ("hgrn", "expand"),
-    *(("mamba", option) for option in ("d_state", "expand", "conv_width", "dt_rank")),
+    *(("mamba2", option) for option in ("d_state", "expand", "conv_width", "n_groups")),
+    *(("mamba", option) for option in ("d_state", "expand", "conv_width", "dt_rank", "num_heads")),
 ]
 NUMBERS = [
     *((name, "eps") for name in ("transnormer", "transnormer-llm", "lightning")),
     ("softmax", "rotary_base"),
     ("hgrn", "lower_bound"),
-    ("mamba", "dt_min"),
-    ("mamba", "dt_max"),
+    *((name, option) for name in ("mamba", "mamba2") for option in ("dt_min", "dt_max")),
+    ("mamba2", "eps"),
+    ("mamba", "norm_eps"),
 ]
 FLAGS = [
     *((name, "bias") for name in ("linear-attention", "transnormer", "transnormer-llm", "hgrn", "softmax")),
@@ -30,6 +32,9 @@ FLAGS = [
     ("hgrn", "complex"),
     ("mamba", "use_bias"),
     ("mamba", "use_conv_bias"),
+    *(("mamba2", option) for option in ("use_bias", "use_out_bias", "use_conv_bias", "use_norm")),
+    ("mamba2", "norm_before_gate"),
+    ("mamba", "norm_weights"),
 ]
 
 
@@ -67,10 +72,26 @@ def test_flags(name: str, option: str) -> None:
             made(name, option, value)
 
 
-def test_step_sizes_rise() -> None:
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_step_sizes_rise(name: str) -> None:
     with pytest.raises(ValueError, match=r"^dt_min is 0.2; accepted: above 0 to dt_max = 0.1"):
-        Mamba(8, dt_min=0.2)
-    Mamba(8, dt_min=0.1)
+        build(name, 8, dt_min=0.2)
+    build(name, 8, dt_min=0.1)
+
+
+def test_limits_of_step_sizes() -> None:
+    accepted = "accepted: a pair of numbers from 0, the first not above the second"
+    with pytest.raises(TypeError, match=f"^time_step_limit is 0.1; {accepted}"):
+        build("mamba2", 8, time_step_limit=0.1)
+    for limits in ((0.2, 0.1), (-1.0, 1.0), (0.1,), ("0", 1.0), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match=f"^time_step_limit is .*; {accepted}"):
+            build("mamba2", 8, time_step_limit=limits)
+    build("mamba2", 8, time_step_limit=[0.1, float("inf")])
+
+
+def test_groups_divide_heads() -> None:
+    with pytest.raises(ValueError, match="^n_groups is 3; accepted: a divisor of num_heads = 4"):
+        build("mamba2", 8, num_heads=4, n_groups=3)
 
 
 @pytest.mark.parametrize("rotary_dim", [3, 6])

@@ -8,24 +8,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import Paper, convolved, linear
+from .common import Paper, convolved, linear, rms
 
 
 def mamba(m: Any, x: Tensor) -> Tensor:
-    """Gu & Dao 2023, algorithm 2, with its discretisation as released: Ā = exp(ΔA), B̄ = ΔB."""
+    """Gu & Dao 2023, algorithm 2, with its discretisation as released: Ā = exp(ΔA), B̄ = ΔB.
+
+    Norms as Lieber et al. 2024 (Jamba), groups as Glorioso et al. 2024 (Zamba), one after the other."""
     inner, gate = linear(m.in_proj, x).chunk(2, -1)
     inner = convolved(m.conv1d, inner)
     u = inner * torch.sigmoid(inner)
     rank, N = m.dt_proj.weight.shape[1], m.A_log.shape[1]
-    low, B, C = linear(m.x_proj, u).split([rank, N, N], -1)
-    delta = torch.log1p(torch.exp(linear(m.dt_proj, low)))
-    A = -torch.exp(m.A_log)
-    h = x.new_zeros(A.shape)
-    out = []
-    for t in range(len(x)):
-        h = torch.exp(delta[t, :, None] * A) * h + delta[t, :, None] * B[t] * u[t, :, None]
-        out.append((h * C[t]).sum(-1) + m.D * u[t])
-    return linear(m.out_proj, torch.stack(out) * gate * torch.sigmoid(gate))
+    split = [p.chunk(m.num_heads) for p in (m.x_proj.weight, m.dt_proj.weight, m.dt_proj.bias, m.A_log, m.D)]
+    heads = []
+    for part, W, W_delta, bias, A_log, D in zip(u.chunk(m.num_heads, -1), *split, strict=True):
+        low, B, C = (part @ W.T).split([rank, N, N], -1)
+        low, B, C = normed(m.dt_layernorm, low), normed(m.b_layernorm, B), normed(m.c_layernorm, C)
+        delta = torch.log1p(torch.exp(low @ W_delta.T + bias))
+        A = -torch.exp(A_log)
+        h = x.new_zeros(A.shape)
+        out = []
+        for t in range(len(x)):
+            h = torch.exp(delta[t, :, None] * A) * h + delta[t, :, None] * B[t] * part[t, :, None]
+            out.append((h * C[t]).sum(-1) + D * part[t])
+        heads.append(torch.stack(out))
+    return linear(m.out_proj, torch.cat(heads, -1) * gate * torch.sigmoid(gate))
+
+
+def normed(norm: Any, x: Tensor) -> Tensor:
+    """Zhang & Sennrich 2019, where the mixer has a norm there."""
+    if not hasattr(norm, "eps"):
+        return x
+    return rms(x, norm.eps) if norm.weight is None else rms(x, norm.eps) * norm.weight
 
 
 def hgrn(m: Any, x: Tensor) -> Tensor:
