@@ -96,13 +96,13 @@ def head_count(d_model: int, num_heads: int | None) -> int:
     return whole("num_heads", num_heads, ", or None")
 
 
-def head_size(d_model: int, num_heads: int, head_dim: int | None = None) -> int:
-    """head_dim, or by default d_model / num_heads."""
+def head_size(d_model: int, num_heads: int, head_dim: int | None = None, written: str = "d_model") -> int:
+    """head_dim, or by default d_model / num_heads; `written` is what an error calls d_model."""
     if head_dim is not None:
         return whole("head_dim", head_dim, ", or None")
     if d_model % num_heads:
         raise ValueError(
-            f"num_heads is {num_heads}; accepted: a divisor of d_model = {d_model}, or give head_dim"
+            f"num_heads is {num_heads}; accepted: a divisor of {written} = {d_model}, or give head_dim"
         )
     return d_model // num_heads
 

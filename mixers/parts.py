@@ -83,8 +83,9 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """weight ∘ RMSNorm(x) ∘ activation(gate), or with gate_first weight ∘ RMSNorm(x ∘ activation(gate)), in at
-    least float32; the norm over each of `groups` groups of channels by itself."""
+    """weight ∘ RMSNorm(x) ∘ activation(gate), or with gate_first weight ∘ RMSNorm(x ∘ activation(gate)).
+
+    In at least float32; the norm runs over each of `groups` groups of channels by itself."""
 
     def __init__(
         self,

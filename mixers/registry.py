@@ -8,11 +8,16 @@ from functools import partial
 from typing import Any
 
 from .arguments import shown
+from .bailing_attention import BailingLightningAttention
 from .base import Mixer
+from .delta_net import DeltaNet
+from .gated_delta_net import GatedDeltaNet
 from .hgrn import HGRN
+from .kimi_delta_attention import KimiDeltaAttention
 from .lightning_attention import LightningAttention
 from .linear_attention import LinearAttention
 from .mamba import Mamba
+from .mamba2 import Mamba2
 from .softmax_attention import SoftmaxAttention
 from .transnormer import TransNormer, TransNormerLLM
 
@@ -24,7 +29,7 @@ class Entry:
     Attributes:
         name: as `build` takes it.
         factory: (d_model, **options) -> Mixer.
-        family: "linear attention", "state space", "linear rnn" or "softmax attention".
+        family: "linear attention", "delta rule", "state space", "linear rnn" or "softmax attention".
         decay: how the state decays, in words.
         gating: what is gated by the input, in words.
         paper: authors, year, arXiv number.
@@ -74,12 +79,52 @@ REGISTRY: dict[str, Entry] = {
             "MiniMax 2025, arXiv:2501.08313",
         ),
         Entry(
+            "lightning-bailing",
+            BailingLightningAttention,
+            "linear attention",
+            "constant, one for each head; rotation",
+            "output gate (sigmoid)",
+            "Ling Team 2025, arXiv:2510.19338",
+        ),
+        Entry(
+            "deltanet",
+            DeltaNet,
+            "delta rule",
+            "none; what a key retrieves is replaced",
+            "write strength β",
+            "Yang et al. 2024, arXiv:2406.06484",
+        ),
+        Entry(
+            "gated-deltanet",
+            GatedDeltaNet,
+            "delta rule",
+            "by the input, one for each head; what a key retrieves is replaced",
+            "write strength β; output gate (silu)",
+            "Yang et al. 2024, arXiv:2412.06464",
+        ),
+        Entry(
+            "kda",
+            KimiDeltaAttention,
+            "delta rule",
+            "by the input, one for each key channel; what a key retrieves is replaced",
+            "write strength β; output gate (sigmoid)",
+            "Kimi Team 2025, arXiv:2510.26692",
+        ),
+        Entry(
             "mamba",
             Mamba,
             "state space",
             "by the input, one for each channel and state: exp(ΔA)",
             "step size, input and output maps; output gate (silu)",
             "Gu & Dao 2023, arXiv:2312.00752",
+        ),
+        Entry(
+            "mamba2",
+            Mamba2,
+            "state space",
+            "by the input, one for each head: exp(ΔA)",
+            "step size, input and output maps; output gate (silu)",
+            "Dao & Gu 2024, arXiv:2405.21060",
         ),
         Entry(
             "hgrn",

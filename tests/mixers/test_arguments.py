@@ -90,7 +90,7 @@ def test_limits_of_step_sizes() -> None:
 
 
 def test_groups_divide_heads() -> None:
-    with pytest.raises(ValueError, match="^n_groups is 3; accepted: a divisor of num_heads = 4"):
+    with pytest.raises(ValueError, match=r"^n_groups is 3; accepted: a divisor of num_heads = 4"):
         build("mamba2", 8, num_heads=4, n_groups=3)
 
 

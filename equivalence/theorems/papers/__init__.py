@@ -7,5 +7,6 @@ module's reduction to the core is right.
 from .attention import ATTENTION
 from .common import Paper
 from .recurrent import RECURRENT
+from .state_space import STATE_SPACE
 
-PAPERS: dict[str, Paper] = {**ATTENTION, **RECURRENT}
+PAPERS: dict[str, Paper] = {**ATTENTION, **RECURRENT, **STATE_SPACE}
