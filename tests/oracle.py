@@ -24,6 +24,8 @@ def loop(
     read="after",
     reverse=False,
     mask=None,
+    beta=None,
+    erase=None,
 ):
     """One step at a time, everything expanded. Differentiable by autograd."""
     B, T, H, V = v.shape
@@ -42,7 +44,14 @@ def loop(
     S = torch.zeros(B, H, K, V, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     outs: list[Tensor | None] = [None] * T
     for t in reversed(range(T)) if reverse else range(T):
-        new = a[:, t, :, :, None] * b[:, t, :, None] * S + k[:, t, :, :, None] * v[:, t, :, None]
+        new = a[:, t, :, :, None] * b[:, t, :, None] * S
+        value = v[:, t]
+        if erase is not None:
+            x, y = (z.to(dtype).repeat_interleave(H // z.shape[2], 2)[:, t, :, :, None] for z in erase)
+            new = new + x * (y * S).sum(-2, keepdim=True)
+        if beta is not None:
+            value = beta[:, t, :, None].to(dtype) * (value - (k[:, t, :, :, None] * new).sum(-2))
+        new = new + k[:, t, :, :, None] * value[..., None, :]
         if mask is not None:
             new = torch.where(mask[:, t, None, None, None], new, S)
         outs[t] = scale * (q[:, t, :, :, None] * (new if read == "after" else S)).sum(-2)

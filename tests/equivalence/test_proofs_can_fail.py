@@ -4,7 +4,7 @@ import torch
 
 from mixerzoo.equivalence.algebra import Element
 from mixerzoo.equivalence.prove import prove
-from mixerzoo.kernels import forms, gradients, operator, ops
+from mixerzoo.kernels import delta, forms, gradients, operator, ops
 from mixerzoo.kernels.order import Order
 from mixerzoo.kernels.steps import Gradients, Steps
 from mixerzoo.mixers import base
@@ -263,3 +263,33 @@ def test_reasons_name_the_smallest_arguments(monkeypatch):
 
     monkeypatch.setattr(forms, "walk", walk)
     assert "T = 3," in caught("operator/forms-float64")
+
+
+def test_a_step_of_a_chunk_does_not_see_what_the_chunk_wrote(monkeypatch):
+    monkeypatch.setattr(delta, "solve", lambda L, b, transposed=False: b)
+    assert "n = 2," in caught("delta/chunk-body")
+    caught("delta/chunk", "delta/parallel", "delta/gradient-chunk", "delta/gradient-body")
+
+
+def test_the_system_is_not_transposed_in_the_gradient(monkeypatch):
+    real = delta.solve
+    monkeypatch.setattr(delta, "solve", lambda L, b, transposed=False: real(L, b))
+    caught("delta/gradient-chunk", "delta/gradient-body")
+    assert not failures("delta/chunk", "delta/gradient-recurrent")
+
+
+def test_the_delta_rule_reads_before_its_decay(monkeypatch):
+    monkeypatch.setattr(delta, "DECAYED", delta.BEFORE)
+    caught("delta/chunk", "delta/parallel", "delta/chunk-body", "delta/is-an-erasure", "delta/gradient-chunk")
+
+
+def test_keys_have_no_gradient_as_what_the_delta_rule_reads_by(monkeypatch):
+    monkeypatch.setitem(delta.GRADIENTS, "recurrent", without_read_gradient)
+    caught("delta/gradient-recurrent", "delta/gradient-body")
+
+
+def without_read_gradient(c, S, G, do, order):
+    g, start = gradients.walk_gradient(c, S, G, do, order)
+    if c.beta is None:
+        return g._replace(y=g.y.zeros_like()), start
+    return g._replace(k=g.k.zeros_like()), start
