@@ -280,6 +280,11 @@ def test_the_system_is_not_transposed_in_the_gradient(monkeypatch):
 
 def test_the_delta_rule_reads_before_its_decay(monkeypatch):
     monkeypatch.setattr(delta, "DECAYED", delta.BEFORE)
+    caught("delta/chunk", "delta/parallel", "delta/chunk-body", "delta/gradient-chunk")
+
+
+def test_the_general_form_reads_after_its_decay(monkeypatch):
+    monkeypatch.setattr(delta, "BEFORE", delta.DECAYED)
     caught("delta/chunk", "delta/parallel", "delta/chunk-body", "delta/is-an-erasure", "delta/gradient-chunk")
 
 
