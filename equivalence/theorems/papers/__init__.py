@@ -6,7 +6,9 @@ module's reduction to the core is right.
 
 from .attention import ATTENTION
 from .common import Paper
+from .delta import DELTA
+from .gated_attention import GATED_ATTENTION
 from .recurrent import RECURRENT
 from .state_space import STATE_SPACE
 
-PAPERS: dict[str, Paper] = {**ATTENTION, **RECURRENT, **STATE_SPACE}
+PAPERS: dict[str, Paper] = {**ATTENTION, **GATED_ATTENTION, **DELTA, **RECURRENT, **STATE_SPACE}
