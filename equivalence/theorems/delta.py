@@ -1,4 +1,4 @@
-"""Exact: the delta rule and the general erasure, in every form, are their definition; so are their gradients."""
+"""Exact: every form of the delta rule, and of the general erasure, is its definition; and the gradients."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def _form_is_definition(form: str) -> Any:
 
 for _form, _statement in {
     "recurrent": "The recurrence in blocks of any size is the recurrence in one.",
-    "parallel": "The attention of all steps to the values that solve the triangular system is the recurrence.",
-    "chunk": "The chunk form, for any chunk size, is the recurrence: inside a chunk one triangular system gives "
-    "the values that the core without erasure writes.",
+    "parallel": "The attention of all steps to the values that solve a triangular system is the recurrence.",
+    "chunk": "The chunk form, for any chunk size, is the recurrence: inside a chunk one triangular system "
+    "gives the values that the core without erasure writes.",
 }.items():
     THEOREMS(f"delta/{_form}", _statement, BOTH, "exact")(_form_is_definition(_form))
 
 
 @THEOREMS(
     "delta/is-an-erasure",
-    "The delta rule S_t = S̃ + β k (v - S̃ᵀ k)ᵀ, S̃ = a∘S, is the general form with x = -β k, y = a∘k and v ← β v. "
-    "Erasure by x = 0 is none.",
+    "The delta rule S_t = S̃ + β k (v - S̃ᵀ k)ᵀ, S̃ = a∘S, is the general form with x = -β k, y = a∘k and "
+    "v ← β v. Erasure by x = 0 is none.",
     BOTH,
     "exact",
 )
@@ -205,8 +205,8 @@ for _kind, _statement in {
 
 @THEOREMS(
     "delta/gradient-body",
-    "The gradient of one chunk of n steps, given the state at its start and the gradient of the state at its end, "
-    "is the derivative of n steps of the definition. The gradient of a sequence is a sweep of these.",
+    "The gradient of one chunk of n steps, given the state at its start and the gradient of the state at its "
+    "end, is the derivative of n steps of the definition. The gradient of a sequence is a sweep of these.",
     "every n from 1 to 64 (quick: eight of them), both erasures and reads; decays none, scalar, vector; by "
     "matrices and step by step",
     "exact",

@@ -18,7 +18,7 @@ from ...mixers import REGISTRY, Mixer, MixerState, build
 from ..text import english
 from ..theorem import Budget, Collection, Counterexample, Tally, Theorem
 from .examples import compare, run_examples
-from .papers import PAPERS
+from .papers import PAPERS, Paper
 
 WIDTH = 8
 TOLERANCE = 1e-10  # in float64: norms and gates add a few digits to the rounding of the core
@@ -90,11 +90,15 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
 
 @functools.lru_cache(maxsize=256)
 def mixer(name: str, variant: int, seed: int, dtype: torch.dtype = torch.float64) -> Mixer:
+    options = VARIANTS.get(name, ({},))[variant]
+    return randomised(lambda: build(name, WIDTH, **options), seed, dtype)
+
+
+def randomised(make: Callable[[], Mixer], seed: int, dtype: torch.dtype = torch.float64) -> Mixer:
     """A mixer whose every parameter is random: fresh ones are often 0, 1, or so small that nothing shows."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        options = VARIANTS.get(name, ({},))[variant]
-        module = build(name, WIDTH, **options).to(dtype)
+        module = make().to(dtype)
         for p in module.parameters():
             size = 0.5 if p.ndim < 2 else 0.5 / math.sqrt(p.shape[-1])
             p.add_(size * torch.randn(p.shape, dtype=dtype))
@@ -318,11 +322,11 @@ def check_gradients(case: Case) -> float:
     return worst
 
 
-def check_paper(case: Case) -> float:
+def check_paper(case: Case, paper: Paper | None = None) -> float:
     module, x, worst = case.module(), case.inputs(), 0.0
     y, _ = module(x, form=case.form)
     for b in range(case.batch):
-        expected = PAPERS[case.name](module, x[b])
+        expected = (paper or PAPERS[case.name])(module, x[b])
         worst = max(worst, compare_outputs(f"row {b}, the paper's loop", case, y[b], expected))
     return worst
 
