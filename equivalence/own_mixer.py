@@ -42,8 +42,8 @@ def check_mixer(
     """What `mixerzoo prove` states of every mixer of the registry, of one that is not in it.
 
     Args:
-        factory: d_model -> the mixer, such as its class. It is called with a small d_model, and the parameters
-            of what it makes are moved to random places.
+        factory: d_model -> the mixer, such as its class. It is called with a small d_model, and the
+            parameters of what it makes are moved to random places.
         paper: (mixer, x [T, d_model]) -> y [T, d_model], the mixer as you would write it on paper: a plain
             loop over time with the mixer's weights. None leaves that property out.
         examples: how many to draw for each property.
