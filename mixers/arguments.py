@@ -38,6 +38,13 @@ def number(
     return x
 
 
+def one_of(name: str, x: object, accepted: tuple[str, ...]) -> str:
+    if x not in accepted:
+        kind = ValueError if isinstance(x, str) else TypeError
+        raise kind(f"{name} is {shown(x)}; accepted: {' or '.join(map(repr, accepted))}")
+    return str(x)
+
+
 def flag(name: str, x: object, also: str = "") -> bool:
     if not isinstance(x, bool):
         raise TypeError(f"{name} is {shown(x)}; accepted: True or False{also}")

@@ -133,6 +133,11 @@ def init_softplus_decay(
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
 
+def block_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [..., H D] through a block-diagonal matrix: weight [H, D, D], in rows of inputs, and bias [H, D]."""
+    return (torch.einsum("...hi,hij->...hj", x.unflatten(-1, bias.shape), weight) + bias).flatten(-2)
+
+
 class HeadLayerNorm(nn.Module):
     """LayerNorm over the channels of every head [..., H, D], with a weight for every channel: [..., H D]."""
 

@@ -10,14 +10,19 @@ from typing import Any
 from .arguments import shown
 from .bailing_attention import BailingLightningAttention
 from .base import Mixer
+from .comba import Comba
 from .delta_net import DeltaNet
 from .gated_delta_net import GatedDeltaNet
+from .gated_delta_product import GatedDeltaProduct
 from .hgrn import HGRN
 from .kimi_delta_attention import KimiDeltaAttention
 from .lightning_attention import LightningAttention
 from .linear_attention import LinearAttention
 from .mamba import Mamba
 from .mamba2 import Mamba2
+from .mlstm import MLSTM
+from .rg_lru import RGLRU
+from .rwkv4 import RWKV4
 from .softmax_attention import SoftmaxAttention
 from .transnormer import TransNormer, TransNormerLLM
 
@@ -103,12 +108,28 @@ REGISTRY: dict[str, Entry] = {
             "Yang et al. 2024, arXiv:2412.06464",
         ),
         Entry(
+            "gated-deltaproduct",
+            GatedDeltaProduct,
+            "delta rule",
+            "by the input, one for each head; several keys of each token replace what they retrieve",
+            "write strengths β; output gate (silu)",
+            "Siems et al. 2025, arXiv:2502.10297",
+        ),
+        Entry(
             "kda",
             KimiDeltaAttention,
             "delta rule",
             "by the input, one for each key channel; what a key retrieves is replaced",
             "write strength β; output gate (sigmoid)",
             "Kimi Team 2025, arXiv:2510.26692",
+        ),
+        Entry(
+            "comba",
+            Comba,
+            "delta rule",
+            "by the input, one for each head; what a scaled key retrieves is replaced",
+            "write strength β; output gate (sigmoid)",
+            "Hu et al. 2025, arXiv:2506.02475",
         ),
         Entry(
             "mamba",
@@ -141,6 +162,30 @@ REGISTRY: dict[str, Entry] = {
             "by the input, one for each channel, bounded from below; rotation",
             "forget gate tied to the input gate; output gate (sigmoid)",
             "Qin et al. 2023, arXiv:2311.04823",
+        ),
+        Entry(
+            "rg-lru",
+            RGLRU,
+            "linear rnn",
+            "by the input, one for each channel",
+            "input gate, normalised by the decay; output gate (gelu)",
+            "De et al. 2024, arXiv:2402.19427",
+        ),
+        Entry(
+            "mlstm",
+            MLSTM,
+            "linear rnn",
+            "by the input, one for each head",
+            "exponential input gate; divided by the sum of weights or 1; output gate (sigmoid)",
+            "Beck et al. 2024, arXiv:2405.04517",
+        ),
+        Entry(
+            "rwkv4",
+            RWKV4,
+            "linear rnn",
+            "constant, one for each channel",
+            "exponential input gate; divided by the sum of weights; output gate (sigmoid)",
+            "Peng et al. 2023, arXiv:2305.13048",
         ),
         Entry(
             "softmax",

@@ -86,14 +86,17 @@ class Stabilised(NamedTuple):
     end: Tensor  # m after the last token of every sequence, [N, ...]
 
 
-def stabilise(log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens) -> Stabilised:
+def stabilise(
+    log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens, constant: bool = True
+) -> Stabilised:
     """m_t = max(log f_t + m_{t-1}, log i_t) from `start` [N, ...], by an associative scan; log f, log i
     [B, T, ...].
 
-    What is computed with m does not depend on it in exact arithmetic, so m counts as a constant in gradients.
+    What is computed with m does not depend on it in exact arithmetic, so m counts as a constant in gradients,
+    unless `constant` is False.
     Source: Beck et al. 2024 (xLSTM, arXiv:2405.04517), eq. 15 to 17."""
-    with torch.no_grad():
-        f, i = log_f.detach().to(start.dtype), log_i.detach().to(start.dtype)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+        f, i = log_f.to(start.dtype), log_i.to(start.dtype)
         if tokens.valid is not None:
             keep = _spread(tokens.valid, i)
             f, i = torch.where(keep, f, 0.0), torch.where(keep, i, -torch.inf)

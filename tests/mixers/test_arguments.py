@@ -7,8 +7,8 @@ import torch
 
 from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, Mamba, TransNormerLLM, build
 
-HEADS = ("linear-attention", "transnormer", "transnormer-llm", "lightning", "softmax", "mamba2")
-LAYERS = ("transnormer-llm", "lightning", "hgrn", "hgrn-complex")
+HEADS = ("linear-attention", "transnormer", "transnormer-llm", "lightning", "softmax", "mamba2", "mlstm")
+LAYERS = ("transnormer-llm", "lightning", "hgrn", "hgrn-complex", "rwkv4")
 WHOLE = [
     *((name, "d_model") for name in REGISTRY),
     *((name, option) for name in HEADS for option in ("num_heads", "head_dim")),
@@ -16,6 +16,9 @@ WHOLE = [
     *(("softmax", option) for option in ("num_kv_heads", "rotary_dim")),
     ("hgrn", "expand"),
     *(("mamba2", option) for option in ("d_state", "expand", "conv_width", "n_groups")),
+    *(("rg-lru", option) for option in ("width", "num_heads", "conv_width")),
+    ("mlstm", "key_dim"),
+    ("rwkv4", "width"),
     *(("mamba", option) for option in ("d_state", "expand", "conv_width", "dt_rank", "num_heads")),
 ]
 NUMBERS = [
@@ -23,7 +26,9 @@ NUMBERS = [
     ("softmax", "rotary_base"),
     ("hgrn", "lower_bound"),
     *((name, option) for name in ("mamba", "mamba2") for option in ("dt_min", "dt_max")),
-    ("mamba2", "eps"),
+    *((name, "eps") for name in ("mamba2", "mlstm")),
+    ("mlstm", "gate_soft_cap"),
+    ("mlstm", "normaliser_eps"),
     ("mamba", "norm_eps"),
 ]
 FLAGS = [
@@ -34,6 +39,7 @@ FLAGS = [
     ("mamba", "use_conv_bias"),
     *(("mamba2", option) for option in ("use_bias", "use_out_bias", "use_conv_bias", "use_norm")),
     ("mamba2", "norm_before_gate"),
+    ("mlstm", "bias"),
     ("mamba", "norm_weights"),
 ]
 
@@ -87,6 +93,19 @@ def test_limits_of_step_sizes() -> None:
         with pytest.raises(ValueError, match=f"^time_step_limit is .*; {accepted}"):
             build("mamba2", 8, time_step_limit=limits)
     build("mamba2", 8, time_step_limit=[0.1, float("inf")])
+
+
+def test_forget_gate() -> None:
+    accepted = "accepted: 'sigmoid' or 'exp'"
+    with pytest.raises(ValueError, match=f"^forget_gate is 'tanh'; {accepted}"):
+        build("mlstm", 8, forget_gate="tanh")
+    with pytest.raises(TypeError, match=f"^forget_gate is None; {accepted}"):
+        build("mlstm", 8, forget_gate=None)
+
+
+def test_heads_divide_the_width() -> None:
+    with pytest.raises(ValueError, match=r"^num_heads is 3; accepted: a divisor of width = 8"):
+        build("rg-lru", 4, width=8, num_heads=3)
 
 
 def test_groups_divide_heads() -> None:

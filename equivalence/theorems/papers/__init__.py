@@ -8,7 +8,8 @@ from .attention import ATTENTION
 from .common import Paper
 from .delta import DELTA
 from .gated_attention import GATED_ATTENTION
+from .gated_rnn import GATED_RNN
 from .recurrent import RECURRENT
 from .state_space import STATE_SPACE
 
-PAPERS: dict[str, Paper] = {**ATTENTION, **GATED_ATTENTION, **DELTA, **RECURRENT, **STATE_SPACE}
+PAPERS: dict[str, Paper] = {**ATTENTION, **GATED_ATTENTION, **DELTA, **RECURRENT, **STATE_SPACE, **GATED_RNN}

@@ -1,0 +1,118 @@
+"""RWKV-4: attention without queries, a decay and a bonus for each channel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import whole
+from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation
+from .parts import layer_of
+from .sequences import previous, stabilise
+
+
+class RWKV4(RecurrentMixer):
+    """RWKV-4's time mixing: a weighted mean of values, by exponentials of keys that decay with distance.
+
+        x^z_t = μ_z ∘ x_t + (1 - μ_z) ∘ x_{t-1}        k, v = W_k x^k, W_v x^v        r = σ(W_r x^r)
+        wkv_t = Σ_{s≤t} e^{g_ts} v_s / Σ_{s≤t} e^{g_ts}        g_ts = k_s - (t - 1 - s) w,  g_tt = k_t + u
+        y = W_o (r ∘ wkv)        w = exp(time_decay), u = time_first
+
+    Reduction: K = 1, q = k = 1, read="before", V twice the channels; with m_t = max(m_{t-1} - w, k_t) kept
+    beside the state, log_decay_v = -w + m_{t-1} - m_t and v = [e^{k - m} v, e^{k - m}]. The current token with
+    its bonus u, and the division, are outside. The last x is kept in state.window.
+
+    Args:
+        d_model: width of x and y.
+        width: channels of the recurrence, d_model by default.
+        layer_idx, num_layers: l and L of the initialisation.
+
+    Parameters have the names and shapes of `RwkvSelfAttention` in transformers, whose state_dict loads.
+    `attention_map` has up to 8 maps, each the mean over a group of channels; their rows sum to 1.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: a size below 1; layer_idx is not below num_layers.
+
+    Paper: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era" (arXiv:2305.13048), time
+        mixing, and its appendix for the maximum. Initialisation as released: time_decay_i =
+        -5 + 8 (i/(n - 1))^{0.7 + 1.3 l/(L - 1)}, time_first = log 0.3 plus 0.5 ((i + 1) mod 3 - 1), μ powers
+        of i/d_model; the matrices as `nn.Linear`.
+    """
+
+    map_heads = 8
+
+    def __init__(
+        self, d_model: int, width: int | None = None, layer_idx: int = 0, num_layers: int = 1
+    ) -> None:
+        super().__init__(d_model)
+        layer_of(layer_idx, num_layers)
+        width = d_model if width is None else whole("width", width, ", or None")
+        self.time_decay = nn.Parameter(torch.empty(width))
+        self.time_first = nn.Parameter(torch.empty(width))
+        self.time_mix_key = nn.Parameter(torch.empty(1, 1, d_model))
+        self.time_mix_value = nn.Parameter(torch.empty(1, 1, d_model))
+        self.time_mix_receptance = nn.Parameter(torch.empty(1, 1, d_model))
+        self.key = nn.Linear(d_model, width, bias=False)
+        self.value = nn.Linear(d_model, width, bias=False)
+        self.receptance = nn.Linear(d_model, width, bias=False)
+        self.output = nn.Linear(width, d_model, bias=False)
+        self.state_shape = (1, 1, 2 * width)
+        self.window_shape = (1, d_model)
+        self.stabiliser_shape = (width,)
+        self._initialise(layer_idx / max(num_layers - 1, 1), 1 - layer_idx / num_layers)
+
+    @torch.no_grad()
+    def _initialise(self, depth: float, height: float) -> None:
+        i = torch.arange(len(self.time_decay))
+        self.time_decay.copy_(-5 + 8 * (i / max(len(i) - 1, 1)) ** (0.7 + 1.3 * depth))
+        self.time_first.copy_(math.log(0.3) + 0.5 * ((i + 1) % 3 - 1))
+        share = torch.arange(self.d_model) / self.d_model
+        self.time_mix_key.copy_(share**height)
+        self.time_mix_value.copy_(share**height + 0.3 * depth)
+        self.time_mix_receptance.copy_(share ** (0.5 * height))
+
+    def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
+        assert state.window is not None and state.stabiliser is not None
+        before, window = previous(x, state.window, tokens)
+
+        def mixed(share: Tensor, proj: nn.Linear) -> Tensor:
+            return proj((x * share + before * (1 - share)).to(x.dtype))
+
+        k, v = mixed(self.time_mix_key, self.key), mixed(self.time_mix_value, self.value)
+        r = torch.sigmoid(mixed(self.time_mix_receptance, self.receptance))
+        acc = accumulation(x.dtype)
+        k = k.to(acc)
+        s = stabilise(-self.time_decay.to(acc).exp().expand_as(k), k, state.stabiliser, tokens)
+        e = torch.exp(s.log_write)
+        now = k + self.time_first.to(acc)
+        top = torch.maximum(s.before, now.detach())  # the larger of the two that are added is 1
+        past, now = torch.exp(s.before - top), torch.exp(now - top)
+        written = torch.cat([e * v, e], -1).to(v.dtype)[:, :, None]
+        one = torch.ones_like(written[..., :1])
+        decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]
+        rest = (r, v, e, past, now)
+        return Core(
+            one,
+            one,
+            written,
+            log_decay_v=decay,
+            read="before",
+            window=window,
+            stabiliser=s.end,
+            rest=rest,
+        )
+
+    def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
+        r, v, _, past, now = core.rest
+        above, below = o[:, :, 0].chunk(2, -1)
+        wkv = (past * above + now * v) / (past * below + now)
+        return self.output(r * wkv.to(r.dtype))
+
+    def weigh(self, weights: Tensor, core: Core) -> Tensor:
+        """With e^{k - m} of every token, the current one, and the division."""
+        _, _, e, past, now = (z.transpose(1, 2) for z in core.rest)  # [B, width, T]
+        w = weights.chunk(2, 1)[0] * e[..., None, :] * past[..., None] + torch.diag_embed(now)
+        return w / w.sum(-1, keepdim=True)
