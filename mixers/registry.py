@@ -38,6 +38,7 @@ class Entry:
         decay: how the state decays, in words.
         gating: what is gated by the input, in words.
         paper: authors, year, arXiv number.
+        causal: whether outputs depend on no later input. What does not stream has no state and no step.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Entry:
     decay: str
     gating: str
     paper: str
+    causal: bool = True
 
 
 REGISTRY: dict[str, Entry] = {
