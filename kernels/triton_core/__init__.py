@@ -4,6 +4,7 @@
     problem.py    the arguments of one call      launch.py  which regime it takes
     chunk.py, chunk_launch.py          matmul regime: kernels and their launches; what happens inside a chunk:
     scalar.py, vector.py               one decay per step, or the tree
+    delta.py                           erasure, through a triangular system
     recurrent.py, recurrent_launch.py  elementwise regime
     one_step.py   one step of the recurrence: kernel and launch
     decay.py      what all kernels share
@@ -78,7 +79,8 @@ def saved_shape(*operands: Tensor | None, **options: Any) -> tuple[int, ...]:
 
 
 def backward(*operands: Tensor | None, **options: Any) -> tuple[Tensor | None, ...]:
-    """(dq, dk, dv, dlog_decay, douter, dlog_decay_v, dinitial_state) in the shapes and dtypes of the inputs.
+    """Gradients of q, k, v, log_decay, outer, log_decay_v, beta, erase_x, erase_y and initial_state, in the
+    shapes and dtypes of the inputs.
 
     Arguments: do, the gradient of o (None is zero), dstate, that of the final state (None is zero), what
     forward saved (or None), and then those of forward."""

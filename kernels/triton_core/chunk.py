@@ -27,10 +27,22 @@ from .decay import (
     kept,
     load_key_decay,
     load_rows,
+    product,
     sequence_of,
     slot_of,
     span,
     steps,
+)
+from .delta import (
+    DELTA,
+    GENERAL,
+    erased_back,
+    erased_backward,
+    scores,
+    solved,
+    solved_back,
+    to_state,
+    write_weight,
 )
 from .scalar import (
     scalar_advance,
@@ -45,7 +57,7 @@ from .scalar import (
 from .vector import vector_advance, vector_backward, vector_outputs, vector_retreat
 
 # Lengths and counts, and strides that follow from them, must not make new kernels.
-COUNTS = ["N", "T", "H", "tokens", "lab", "smb"]
+COUNTS = ["N", "T", "H", "tokens", "lab", "seb", "smb"]
 
 
 @triton.jit
@@ -80,6 +92,20 @@ def load_decays(
 
 
 @triton.jit
+def load_erased(
+    x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE: tl.constexpr, C: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """x and y [C, K], and beta [C] (zeros if GENERAL: not loaded). A masked step erases nothing."""
+    bt = tl.zeros([C], ACC)
+    if ERASE == DELTA:
+        bt += tl.load(beta + t * set + rel * set, mask=keep, other=0.0).to(ACC)
+    xt = load_rows(x, t, rel, keep, d, in_k, sxt, sxd)
+    yt = load_rows(y, t, rel, keep, d, in_k, syt, syd)
+    return xt, yt, bt
+
+
+@triton.jit
 def advance(
     S, k, v, lat, lbt, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
@@ -100,15 +126,17 @@ def only(x, keep, MASK: tl.constexpr):
 
 @triton.jit(do_not_specialize=COUNTS)
 def chunk_states(
-    k, v, la, A, lb, mask, initial, states, final, cu_seqlens, scale: tl.float64, N, T, H, group,
-    skb, skt, skh, skd, svb, svt, svh, svd, sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, smb, smt,
+    k, v, la, A, lb, beta, x, y, mask, initial, states, final, cu_seqlens, scale: tl.float64, N, T, H, group,
+    group_x, group_y, skb, skt, skh, skd, svb, svt, svh, svd, sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt,
+    sbh, sbd, seb, set, seh, sxb, sxt, sxh, sxd, syb, syt, syh, syd, smb, smt,
     sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     C: tl.constexpr, SEGMENT: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr,
-    STRICT: tl.constexpr, REVERSE: tl.constexpr, MASK: tl.constexpr, ADJOINT: tl.constexpr,
-    INITIAL: tl.constexpr, FINAL: tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
-    PREC: tl.constexpr, INDEX: tl.constexpr,
+    ERASE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr, MASK: tl.constexpr,
+    ADJOINT: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr, VARLEN: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SOLVE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """States at segment starts (ADJOINT: gradients of states at segment ends; k, v are then q, do).
+    """States at segment starts (ADJOINT: gradients of states at segment ends; k, v are then q, do). x and y
+    are what is erased, of DELTA both the keys.
 
     states [slots, H, K, V], final [N, H, K, V] in ACC, contiguous. Grid: N, H, blocks of K * blocks of V."""
     scale = tl.full([], scale, ACC)
@@ -124,6 +152,11 @@ def chunk_states(
         a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
     if VALUE:
         lb += row * sbb + h * sbh
+    if ERASE == DELTA:
+        beta += row * seb + h * seh
+    if ERASE != NONE:
+        x += row * sxb + (h // group_x) * sxh
+        y += row * syb + (h // group_y) * syh
     if MASK:
         mask += row * smb
     in_s = in_k[:, None] & in_v[None, :]
@@ -147,27 +180,45 @@ def chunk_states(
         lat, lbt, _ = load_decays(
             la, lb, t, rel, keep, a, d, in_k, e, in_v, sat, sad, sbt, sbd, KEY, VALUE, TREE, C, ACC
         )
+        if ERASE != NONE:
+            xt, yt, bt = load_erased(
+                x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
+            )
+            if not ADJOINT:
+                U = solved(kt, vt, xt, yt, bt, S, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, SOLVE, ACC)
+                if ERASE == DELTA:
+                    vt = U
+            else:
+                U = solved_back(
+                    kt, vt, xt, yt, bt, S, lat, scale, BK, KEY, TREE, C, STRICT, ERASE, DOT, PREC, SOLVE, ACC
+                )
         if not ADJOINT:
             S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, BK, BV, DOT, PREC, ACC)
+            if ERASE == GENERAL:
+                S += to_state(xt, U, write_weight(lat, BK, KEY, TREE, C, ACC), DOT, PREC, ACC)
         elif TREE:
             S = vector_retreat(
                 S, kt.to(ACC) * scale, vt.to(ACC), lat, lbt, BK, BV, KEY, VALUE, C, STRICT, DOT, PREC, ACC
             )
         else:
             S = scalar_retreat(S, kt, vt, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
+        if ADJOINT and ERASE != NONE:
+            S = erased_back(S, yt, U, bt, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, ACC)
     if FINAL:
         tl.store(final + (n * H + h) * K * V + tile, S, mask=in_s)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def chunk_forward(
-    q, k, v, la, A, lb, mask, initial, states, o, final, cu_seqlens, scale: tl.float64, N, T, H, tokens,
-    group_q, group_k, sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd, sab, lab, sat, sah, sad,
-    sAh, sAd, sbb, sbt, sbh, sbd, smb, smt, sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr,
+    q, k, v, la, A, lb, beta, x, y, mask, initial, states, o, final, cu_seqlens, scale: tl.float64, N, T, H,
+    tokens, group_q, group_k, group_x, group_y, sqb, sqt, sqh, sqd, skb, skt, skh, skd, svb, svt, svh, svd,
+    sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, seb, set, seh, sxb, sxt, sxh, sxd,
+    syb, syt, syh, syd, smb, smt, sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, SEGMENT: tl.constexpr, KEY: tl.constexpr,
-    VALUE: tl.constexpr, TREE: tl.constexpr, STRICT: tl.constexpr, REVERSE: tl.constexpr,
-    MASK: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr, VARLEN: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, INDEX: tl.constexpr,
+    VALUE: tl.constexpr, TREE: tl.constexpr, ERASE: tl.constexpr, STRICT: tl.constexpr,
+    REVERSE: tl.constexpr, MASK: tl.constexpr, SPLIT: tl.constexpr, INITIAL: tl.constexpr,
+    VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr, SOLVE: tl.constexpr,
+    INDEX: tl.constexpr,
 ):  # fmt: skip
     """Outputs o [blocks of K, B, T, H, V], to be added by the caller, and, unless SPLIT, final [N, H, K, V]
     in ACC.
@@ -193,6 +244,11 @@ def chunk_forward(
         a = tl.load(A + h * sAh + d * sAd, mask=in_k, other=0.0).to(ACC)
     if VALUE:
         lb += row * sbb + h * sbh
+    if ERASE == DELTA:
+        beta += row * seb + h * seh
+    if ERASE != NONE:
+        x += row * sxb + (h // group_x) * sxh
+        y += row * syb + (h // group_y) * syh
     if MASK:
         mask += row * smb
     S = tl.zeros([BK, BV], ACC)
@@ -215,6 +271,13 @@ def chunk_forward(
         lat, lbt, _ = load_decays(
             la, lb, t, rel, keep, a, d, in_k, e, in_v, sat, sad, sbt, sbd, KEY, VALUE, TREE, C, ACC
         )
+        if ERASE != NONE:
+            xt, yt, bt = load_erased(
+                x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
+            )
+            U = solved(kt, vt, xt, yt, bt, S, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, SOLVE, ACC)
+            if ERASE == DELTA:
+                vt = U
         if TREE:
             out, S = vector_outputs(
                 qt.to(ACC) * scale, kt.to(ACC), vt.to(ACC), S, lat, lbt, BK, BV, KEY, VALUE, C, STRICT, DOT,
@@ -223,6 +286,10 @@ def chunk_forward(
         else:
             out = scalar_outputs(qt, kt, vt, S, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
             S = scalar_advance(S, kt, vt, lat, KEY, C, DOT, PREC, ACC)
+        if ERASE == GENERAL:
+            P = scores(qt, xt, lat, BK, KEY, TREE, C, STRICT, not STRICT, DOT, PREC, ACC) * scale
+            out += product(P, U, DOT, PREC, ACC)
+            S += to_state(xt, U, write_weight(lat, BK, KEY, TREE, C, ACC), DOT, PREC, ACC)
         at = o + t * (H * V) + (rel[:, None] * (H * V) + e[None, :])
         tl.store(at, out, mask=live[:, None] & in_v[None, :])
     if not SPLIT:
@@ -231,17 +298,20 @@ def chunk_forward(
 
 @triton.jit(do_not_specialize=COUNTS)
 def chunk_backward(
-    q, k, v, la, A, lb, do, mask, initial, states, dstates, dq, dk, dv, dla, dA, dlb, ds0, cu_seqlens,
-    scale: tl.float64, N, T, H, tokens, group_q, group_k, sqb, sqt, sqh, sqd, skb, skt, skh, skd,
-    svb, svt, svh, svd, sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, sob, sot, soh, sod, smb, smt,
+    q, k, v, la, A, lb, beta, x, y, do, mask, initial, states, dstates,
+    dq, dk, dv, dla, dA, dlb, dbeta, dx, dy, ds0, cu_seqlens, scale: tl.float64, N, T, H, tokens,
+    group_q, group_k, group_x, group_y, sqb, sqt, sqh, sqd, skb, skt, skh, skd,
+    svb, svt, svh, svd, sab, lab, sat, sah, sad, sAh, sAd, sbb, sbt, sbh, sbd, seb, set, seh,
+    sxb, sxt, sxh, sxd, syb, syt, syh, syd, sob, sot, soh, sod, smb, smt,
     sib, sih, sik, siv, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    C: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr,
+    C: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, TREE: tl.constexpr, ERASE: tl.constexpr,
     STRICT: tl.constexpr, REVERSE: tl.constexpr, MASK: tl.constexpr, SPLIT: tl.constexpr,
     INITIAL: tl.constexpr, FINAL: tl.constexpr, VARLEN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
-    PREC: tl.constexpr, INDEX: tl.constexpr,
+    PREC: tl.constexpr, SOLVE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Gradients, as sums over the block of keys and values of each program, which the caller adds up:
-    dq, dk [blocks of V, tokens, H, K]; dv, dlb [blocks of K, tokens, H, V]; dla [blocks of V, tokens, H, K],
+    dq, dk, dx, dy [blocks of V, tokens, H, K]; dbeta [blocks of V, tokens, H]; dv, dlb
+    [blocks of K, tokens, H, V]; dla [blocks of V, tokens, H, K],
     or [blocks of V, blocks of K, tokens, H] where it is not a vector; dA [blocks of V, walks, H, K] (OUTER;
     walks = N, or slots if SPLIT). ds0 [N, H, K, V] if FINAL.
 
@@ -277,6 +347,15 @@ def chunk_backward(
     if VALUE:
         lb += row * sbb + h * sbh
         dlb += ((ik * tokens + row * T) * H + h) * V
+    if ERASE == DELTA:
+        beta += row * seb + h * seh
+        dbeta += (iv * tokens + row * T) * H + h
+    if ERASE == GENERAL:
+        dx += ((iv * tokens + row * T) * H + h) * K
+        dy += ((iv * tokens + row * T) * H + h) * K
+    if ERASE != NONE:
+        x += row * sxb + (h // group_x) * sxh
+        y += row * syb + (h // group_y) * syh
     if MASK:
         mask += row * smb
     G = tl.zeros([BK, BV], ACC)
@@ -304,7 +383,33 @@ def chunk_backward(
         )
         to_k, to_v = rel[:, None] * (H * K) + d[None, :], rel[:, None] * (H * V) + e[None, :]
         of_k, of_v = live[:, None] & in_k[None, :], live[:, None] & in_v[None, :]
-        if TREE:
+        if ERASE != NONE:
+            xt, yt, bt = load_erased(
+                x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
+            )
+            gq, gk, gv, gb, gx, gy, ua, G = erased_backward(
+                qt, kt, vt, xt, yt, bt, dot, S, G, lat, scale, BK, KEY, TREE, C, STRICT, ERASE, DOT, PREC,
+                SOLVE, ACC,
+            )  # fmt: skip
+            tl.store(dq + t * (H * K) + to_k, gq, mask=of_k)
+            tl.store(dk + t * (H * K) + to_k, only(gk, keep, MASK), mask=of_k)
+            tl.store(dv + t * (H * V) + to_v, only(gv, keep, MASK), mask=of_v)
+            if ERASE == DELTA:
+                tl.store(dbeta + t * H + rel * H, tl.where(keep, gb, 0.0), mask=live)
+            else:
+                tl.store(dx + t * (H * K) + to_k, only(gx, keep, MASK), mask=of_k)
+                tl.store(dy + t * (H * K) + to_k, only(gy, keep, MASK), mask=of_k)
+            if not TREE:
+                if KEY != NONE:
+                    tl.store(dla + t * H + rel * H, tl.where(keep, ua, 0.0), mask=live)
+            else:
+                ua = only(ua, keep, MASK)
+                if KEY == VECTOR:
+                    tl.store(dla + t * (H * K) + to_k, ua, mask=of_k)
+                if KEY == OUTER:
+                    tl.store(dla + t * H + rel * H, tl.sum(ua * a[None, :], 1), mask=live)
+                    da += tl.sum(tl.where(ua == 0.0, 0.0, ua * dt[:, None]), 0)
+        elif TREE:
             gq, gk, gv, ua, ub, G = vector_backward(
                 qt.to(ACC) * scale, kt.to(ACC), vt.to(ACC), dot.to(ACC), S, G, lat, lbt, BK, BV, KEY, VALUE,
                 C, STRICT, DOT, PREC, ACC,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import chunk
 from .config import ChunkPlan, chunk_plan, use_split, walk_plan
-from .problem import NONE, OUTER, TL, VECTOR, Problem, gather, only, total
+from .problem import DELTA, GENERAL, NONE, OUTER, TL, VECTOR, Problem, gather, only, strides, total
 
 
 def _plan(x: Problem, launch: str) -> ChunkPlan:
@@ -17,6 +17,7 @@ def _plan(x: Problem, launch: str) -> ChunkPlan:
         launch,
         K=x.K,
         V=x.V,
+        erase=x.erase != NONE,
         decays="both" if x.lb is not None else {VECTOR: "key", OUTER: "outer"}.get(x.key, "scalar"),
         acc=x.acc,
         operands=[x.q.dtype, x.k.dtype, x.v.dtype],
@@ -26,15 +27,24 @@ def _plan(x: Problem, launch: str) -> ChunkPlan:
 
 
 def _common(x: Problem, p: ChunkPlan) -> dict[str, Any]:
-    return x.common(p.C) | {
-        "BK": p.BK,
-        "BV": p.BV,
-        "C": p.C,
-        "SEGMENT": p.segment,
-        "TREE": p.tree,
-        "DOT": TL[p.dot],
-        "PREC": p.prec,
-    }
+    own = {}
+    if x.erase == DELTA:  # what a step erases lies along its key
+        own = {"x": x.k, "y": x.k, "group_x": x.group_k, "group_y": x.group_k}
+        own |= strides("sx", x.k, "bthd") | strides("sy", x.k, "bthd")
+    return (
+        x.common(p.C)
+        | own
+        | {
+            "BK": p.BK,
+            "BV": p.BV,
+            "C": p.C,
+            "SEGMENT": p.segment,
+            "TREE": p.tree,
+            "DOT": TL[p.dot],
+            "PREC": p.prec,
+            "SOLVE": p.solve,
+        }
+    )
 
 
 def _blocks(x: Problem, p: ChunkPlan) -> tuple[int, int]:
@@ -92,7 +102,7 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
     dq = x.empty(blocks, x.B, x.T, x.H, x.K, dtype=x.q.dtype if lone_q else None)
     dk = x.empty(blocks, x.B, x.T, x.H, x.K, dtype=x.k.dtype if lone_k else None)
     dv = x.empty(keys, x.B, x.T, x.H, x.V, dtype=x.v.dtype if keys == 1 else None)
-    dla = dA = dlb = ds0 = dstates = None
+    dla = dA = dlb = dbeta = dx = dy = ds0 = dstates = None
     split = _split(x, p)
     slots = x.slots(p.segment)
     walks = slots if split else x.N
@@ -104,6 +114,10 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
         dA = x.empty(blocks, walks, x.H, x.K)
     if x.lb is not None:
         dlb = x.empty(keys, x.B, x.T, x.H, x.V)
+    if x.erase == DELTA:
+        dbeta = x.empty(blocks, x.B, x.T, x.H)
+    if x.erase == GENERAL:
+        dx, dy = (x.empty(blocks, x.B, x.T, x.H, x.K) for _ in range(2))
     if x.initial_state is not None:
         ds0 = x.empty(x.N, x.H, x.K, x.V)
     if x.N * x.H:
@@ -121,6 +135,9 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
             "dv": dv,
             "dla": dla,
             "dA": dA,
+            "dbeta": dbeta,
+            "dx": dx,
+            "dy": dy,
         }
         arguments |= {"dlb": dlb, "ds0": None if split else ds0, "SPLIT": split}
         arguments |= {"FINAL": ds0 is not None and not split}
@@ -136,6 +153,11 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
     if x.log_decay_v is not None and dlb is not None:
         dlb = total(dlb)
         dlog_decay_v = (dlb.sum((0, 1)) if x.log_decay_v.dim() == 2 else dlb).to(x.log_decay_v.dtype)
+    if x.beta is not None and dbeta is not None:
+        dbeta = total(dbeta).to(x.beta.dtype)
+    if x.x is not None and x.y is not None and dx is not None and dy is not None:
+        dx, dy = gather(dx, x.x), gather(dy, x.y)
     if x.initial_state is not None and ds0 is not None:
         ds0 = ds0.to(x.initial_state.dtype)
-    return gather(dq, x.q), gather(dk, x.k), total(dv).to(x.v.dtype), dlog_decay, douter, dlog_decay_v, ds0
+    dq, dk, dv = gather(dq, x.q), gather(dk, x.k), total(dv).to(x.v.dtype)
+    return dq, dk, dv, dlog_decay, douter, dlog_decay_v, dbeta, dx, dy, ds0

@@ -61,6 +61,8 @@ class ChunkPlan:
     stages: int
     dot: torch.dtype
     prec: str
+    erase: bool = False
+    solve: str = "ieee"
 
     @property
     def block(self) -> str:
@@ -74,6 +76,7 @@ def chunk_plan(
     K: int,
     V: int,
     decays: str,
+    erase: bool = False,
     acc: torch.dtype,
     operands: list[torch.dtype],
     precision: str | None,
@@ -87,11 +90,14 @@ def chunk_plan(
     C, high, wide, warps, stages = _blocks(target, launch, decays, max(K, V), dot, prec)
     if chunk_size is not None and decays == "scalar":
         C = min(C, power(chunk_size, 16))
+    if erase:
+        C, wide = min(C, 32), 64
+        high = power(K, 16)
     BK, BV = min(power(K, 16), high), min(power(V, 16), wide)
     warps = max(4, min(warps, BK * BV * warps // (high * wide)))
     # The gradient takes the stored states for operands alone, forward goes on from them.
     segment, kept = (C, dot) if launch == "backward" else (max(C, 64), acc)
-    return ChunkPlan(decays != "scalar", C, BK, BV, segment, kept, warps, stages, dot, prec)
+    return ChunkPlan(decays != "scalar", C, BK, BV, segment, kept, warps, stages, dot, prec, erase)
 
 
 def _precision(
@@ -234,7 +240,7 @@ def _blocks(target: Target, launch: str, decays: str, D: int, dot: torch.dtype, 
 
 def walk_plan(p: ChunkPlan) -> ChunkPlan:
     """Of the walk that a split schedule starts with: narrower states, so that more programs share it."""
-    return replace(p, BK=min(p.BK, 64), BV=min(p.BV, 64), warps=min(p.warps, 8))
+    return replace(p, BK=p.BK if p.erase else min(p.BK, 64), BV=min(p.BV, 64), warps=min(p.warps, 8))
 
 
 def use_split(schedule: str, target: Target, programs: int, T: int, segment: int) -> bool:

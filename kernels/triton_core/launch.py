@@ -8,10 +8,13 @@ from torch import Tensor
 
 from . import chunk_launch, recurrent_launch
 from .config import regime_of
-from .problem import Problem
+from .problem import NONE, Problem
 
 
 def _regime(x: Problem, regime: str | None) -> Any:
+    """Erasure has the matmul regime alone: each step's system couples all keys."""
+    if x.erase != NONE:
+        return chunk_launch
     return chunk_launch if (regime or regime_of(x.K, x.V)) == "chunk" else recurrent_launch
 
 
@@ -38,7 +41,7 @@ def backward(
     regime: str | None = None,
     **options: Any,
 ) -> tuple[Tensor | None, ...]:
-    """(dq, dk, dv, dlog_decay, douter, dlog_decay_v, dinitial_state), None for inputs which are not there."""
+    """Gradients of the first ten operands of Problem, None for inputs which are not there."""
     if do is None:
         v = operands[2]
         assert v is not None

@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import INTERPRETER, Target, accumulation
 
 NONE, SCALAR, VECTOR, OUTER = 0, 1, 2, 3  # as in decay.py
+DELTA, GENERAL = 1, 2  # as in delta.py
 TL = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
@@ -55,7 +56,8 @@ class Problem:
 
     q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, H, V]; log_decay None, [H], [B, T, H] or [B, T, H, K], or, with
     outer [H, K], the dt [B, T, H] of log-decays dt * outer; log_decay_v None, [H, V] or [B, T, H, V];
-    initial_state [N, H, K, V]; cu_seqlens [N + 1]; mask [B, T]; of a backward pass, do like v and dstate like
+    beta None or [B, T, H]; erase_x, erase_y None or [B, T, Hx, K] and [B, T, Hy, K]; initial_state
+    [N, H, K, V]; cu_seqlens [N + 1]; mask [B, T]; of a backward pass, do like v and dstate like
     initial_state. target, run: for what to compile and how to launch (aot.py puts its own there)."""
 
     def __init__(
@@ -66,6 +68,9 @@ class Problem:
         log_decay: Tensor | None,
         outer: Tensor | None,
         log_decay_v: Tensor | None,
+        beta: Tensor | None,
+        erase_x: Tensor | None,
+        erase_y: Tensor | None,
         initial_state: Tensor | None,
         cu_seqlens: Tensor | None,
         mask: Tensor | None = None,
@@ -85,14 +90,18 @@ class Problem:
         self.K = q.shape[-1]
         self.q, self.k, self.v, self.outer = q, k, v, outer
         self.log_decay, self.log_decay_v, self.initial_state = log_decay, log_decay_v, initial_state
+        self.beta, self.x, self.y = beta, erase_x, erase_y
+        self.erase = NONE if beta is None and erase_x is None else DELTA if erase_x is None else GENERAL
         self.cu_seqlens, self.mask = cu_seqlens, mask
         self.do, self.dstate = do, dstate
         self.N = self.B if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.group_q, self.group_k = self.H // q.shape[2], self.H // k.shape[2]
+        self.group_x, self.group_y = (1 if z is None else self.H // z.shape[2] for z in (erase_x, erase_y))
         self.scale, self.read, self.reverse = scale, read, reverse
         self.schedule, self.precision, self.chunk_size = schedule, precision, chunk_size
         self.target, self.run = target or target_of(v), run or launch
-        self.acc = accumulation(q, k, v, log_decay, outer, log_decay_v, initial_state)
+        floating = (q, k, v, log_decay, outer, log_decay_v, beta, erase_x, erase_y, initial_state)
+        self.acc = accumulation(*floating)
         self.la, self.lb = log_decay, log_decay_v
         if log_decay is None:
             self.key = NONE
@@ -117,7 +126,7 @@ class Problem:
 
     def near(self, C: int) -> bool:
         """Whether every offset inside a tile of C steps, all heads and all columns fits 32 bits."""
-        inputs = (self.q, self.k, self.v, self.la, self.lb, self.do)
+        inputs = (self.q, self.k, self.v, self.la, self.lb, self.do, self.beta, self.x, self.y)
         extents = [
             sum(s * n for s, n in zip(x.stride()[1:], (C, *x.shape[2:]), strict=False))
             for x in inputs
@@ -140,6 +149,9 @@ class Problem:
             "la": self.la,
             "A": self.outer,
             "lb": self.lb,
+            "beta": self.beta,
+            "x": self.x,
+            "y": self.y,
             "do": self.do,
             "mask": self.mask,
             "cu_seqlens": self.cu_seqlens,
@@ -150,11 +162,16 @@ class Problem:
             "tokens": self.B * self.T,
             "group_q": self.group_q,
             "group_k": self.group_k,
+            "group_x": self.group_x,
+            "group_y": self.group_y,
             **strides("sq", self.q, "bthd"),
             **strides("sk", self.k, "bthd"),
             **strides("sv", self.v, "bthd"),
             **strides("sa", self.la, "bthd"),
             **self._batch_stride(),
+            **strides("se", self.beta, "bth"),
+            **strides("sx", self.x, "bthd"),
+            **strides("sy", self.y, "bthd"),
             **strides("sA", self.outer, "hd"),
             **strides("sb", self.lb, "bthd"),
             **strides("so", self.do, "bthd"),
@@ -163,6 +180,7 @@ class Problem:
             "V": self.V,
             "KEY": self.key,
             "VALUE": self.lb is not None,
+            "ERASE": self.erase,
             "MASK": self.mask is not None,
             "STRICT": self.read == "before",
             "REVERSE": self.reverse,

@@ -143,4 +143,4 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
         dA = total(total(dA)).mT.to(x.outer.dtype)
     if dlb is not None and x.log_decay_v is not None and arguments["FIXED_B"]:
         dlb = total(dlb).to(x.log_decay_v.dtype)
-    return gather(dq, x.q), gather(dk, x.k), dv, dla, dA, dlb, ds0
+    return gather(dq, x.q), gather(dk, x.k), dv, dla, dA, dlb, None, None, None, ds0

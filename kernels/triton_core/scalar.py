@@ -101,6 +101,39 @@ def scalar_pairs(
 
 
 @triton.jit
+def seen(la, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr, ACC: tl.constexpr):
+    """[C, C]: the decay between a write and a read. SELF: a step sees its own write."""
+    W = weights(la, 1.0, KEY, C, STRICT, ACC)
+    if not SELF:
+        W = tl.where(tl.arange(0, C)[:, None] > tl.arange(0, C)[None, :], W, 0.0)
+    return W
+
+
+@triton.jit
+def scalar_scores(
+    q, k, la, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr,
+    DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """[C, C]: what a step (row) reads with q of what one (column) writes with k."""
+    return product(q, tl.trans(k), DOT, PREC, ACC) * seen(la, KEY, C, STRICT, SELF, ACC)
+
+
+@triton.jit
+def scalar_gradients(
+    q, k, P, g, la, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr,
+    DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Gradients of q, k [C, K] and la [C] from g, that of P, the `scalar_scores`, where they are not 0."""
+    u = tl.zeros([C], ACC)
+    if KEY != NONE:
+        t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+        # as in scalar_pairs
+        u += shifted(tl.sum(tl.where(t > s + STRICT, tl.cumsum(P * g, 1), 0.0), 0), C, 1)
+    g *= seen(la, KEY, C, STRICT, SELF, ACC)
+    return product(g, k, DOT, PREC, ACC), product(tl.trans(g), q, DOT, PREC, ACC), u
+
+
+@triton.jit
 def times_pairs(P, x, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
     """P [C, C] @ x [C, D], in long chunks as the transpose of xᵀ Pᵀ: which takes fewer registers is the
     compiler's secret, found by compiling."""

@@ -255,3 +255,53 @@ def vector_retreat(
         start, _ = ends(lb, C, V, STRICT)
         do *= tl.exp2(start)
     return decayed(G, la, lb, KEY, VALUE) + product(tl.trans(q), do, DOT, PREC, ACC)
+
+
+@triton.jit
+def vector_scores(
+    q, k, la, K: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr, DOT: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """[C, C]: what a step with q reads of the one with k. SELF: of its own too."""
+    LEVELS: tl.constexpr = 4 if C == 16 else 5
+    row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    start, end, all = first_sums(la, STRICT)
+    P = tl.zeros([C, C], ACC)
+    if SELF:
+        P += tl.where(row == col, tl.sum(q * k, 1)[:, None], 0.0)
+    for level in tl.static_range(0, LEVELS):
+        M = tl.where(odd(level, C), q, k) * level_weights(start, end, level, C)
+        start, end, all = wider(start, end, all, 1 << level, C, K)
+        P += tl.where(siblings(level, C) & (row > col), product(M, tl.trans(M), DOT, PREC, ACC), 0.0)
+    return P
+
+
+@triton.jit
+def vector_gradients(
+    q, k, g, la, K: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr,
+    DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Gradients of q, k and la [C, K] from g, that of `vector_scores` where those are not zero."""
+    LEVELS: tl.constexpr = 4 if C == 16 else 5
+    row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    start, end, all = first_sums(la, STRICT)
+    gq, gk, u = tl.zeros_like(q), tl.zeros_like(k), tl.zeros_like(la)
+    if SELF:
+        own = tl.sum(tl.where(row == col, g, 0.0), 1)[:, None]
+        gq += own * k
+        gk += own * q
+    g = tl.where(row > col, g, tl.trans(g))
+    for level in tl.static_range(0, LEVELS):
+        reads = odd(level, C)
+        w = level_weights(start, end, level, C)
+        start, end, all = wider(start, end, all, 1 << level, C, K)
+        x = tl.where(reads, q, k)
+        pairs = tl.where(siblings(level, C), g, 0.0)
+        gM = tl.trans(product(tl.trans(x * w), pairs, DOT, PREC, ACC)) * w
+        gq += tl.where(reads, gM, 0.0)
+        gk += tl.where(reads, 0.0, gM)
+        gM *= x
+        u += to_decays(
+            tl.where(reads, gM, 0.0), tl.where(reads, 0.0, gM), tl.zeros_like(la), level, C, K, STRICT
+        )
+    return gq, gk, u

@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 from mixerzoo.kernels import triton_core
 from mixerzoo.kernels.triton_core import chunk_launch, launch, problem
 
-Inputs = list[Any]  # q, k, v, log_decay, outer, log_decay_v, initial_state, cu_seqlens
+Inputs = list[Any]  # q, k, v, log_decay, outer, log_decay_v, beta, x, y, initial_state, cu_seqlens
 DEFAULTS: dict[str, Any] = {
     "scale": 0.7, "read": "after", "reverse": False, "precision": None, "schedule": "fused",
     "chunk_size": None,
@@ -32,13 +32,14 @@ DEFAULTS: dict[str, Any] = {
 
 def loop(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, outer: Tensor | None,
-    log_decay_v: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None, scale: float,
-    read: str, reverse: bool,
+    log_decay_v: Tensor | None, beta: Tensor | None, x: Tensor | None, y: Tensor | None,
+    initial_state: Tensor | None, cu_seqlens: Tensor | None, scale: float, read: str, reverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The definition, step by step."""
     B, T, H, V = v.shape
     K = q.shape[-1]
-    q, k = (x.repeat_interleave(H // x.shape[2], 2) for x in (q, k))
+    q, k = (z.repeat_interleave(H // z.shape[2], 2) for z in (q, k))
+    x, y = (None if z is None else z.repeat_interleave(H // z.shape[2], 2) for z in (x, y))
     a, b = v.new_zeros(B, T, H, K), v.new_zeros(B, T, H, V)
     if outer is not None and log_decay is not None:
         reset = log_decay.isinf()[..., None]  # kept apart: inf * 0 would make autograd's dA NaN
@@ -56,10 +57,13 @@ def loop(
             S = initial_state if cu_seqlens is None else initial_state[n : n + 1]
         for t in reversed(range(start, stop)) if reverse else range(start, stop):
             before = S
-            S = (
-                a[:, t].exp()[..., None] * b[:, t].exp()[..., None, :] * S
-                + k[:, t, :, :, None] * v[:, t, :, None]
-            )
+            S = a[:, t].exp()[..., None] * b[:, t].exp()[..., None, :] * S
+            write = v[:, t]
+            if beta is not None:
+                write = beta[:, t, :, None] * (write - torch.einsum("bhk,bhkv->bhv", k[:, t], S))
+            if x is not None and y is not None:
+                S = S + x[:, t, :, :, None] * torch.einsum("bhk,bhkv->bhv", y[:, t], before)[:, :, None]
+            S = S + k[:, t, :, :, None] * write[:, :, None]
             outputs[t] = scale * torch.einsum("bhk,bhkv->bhv", q[:, t], S if read == "after" else before)
         states.append(S)
     return torch.stack([outputs[t] for t in range(T)], 1) if T else v, torch.cat(states)
@@ -68,9 +72,10 @@ def loop(
 def make(
     decay: str | None, decay_v: str | None, B: int, T: int, H: int, K: int, V: int, *, Hq: int | None = None,
     Hk: int | None = None, initial: bool = True, cu_seqlens: list[int] | None = None, odd: bool = True, seed:
-    int = 0,
+    int = 0, erase: str | None = None,
 ) -> Inputs:  # fmt: skip
-    """Random float64 inputs. odd: some log-decays are 0, -inf, -1000 and -12."""
+    """Random float64 inputs. odd: some log-decays are 0, -inf, -1000 and -12. erase: "delta", with keys of
+    length 1 and beta in [0, 2], or "general"."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -98,10 +103,14 @@ def make(
     N = B if cu_seqlens is None else len(cu_seqlens) - 1
     state = normal(N, H, K, V) if initial else None
     packed = None if cu_seqlens is None else torch.tensor(cu_seqlens)
-    return [
-        normal(B, T, Hq or H, K), normal(B, T, Hk or H, K), normal(B, T, H, V), log_decay, outer, log_decay_v,
-        state, packed,
-    ]  # fmt: skip
+    q, k, v = normal(B, T, Hq or H, K), normal(B, T, Hk or H, K), normal(B, T, H, V)
+    beta = x = y = None
+    if erase == "delta":
+        k = torch.nn.functional.normalize(k, dim=-1)
+        beta = 2 * torch.rand(B, T, H, generator=g, dtype=torch.float64)
+    if erase == "general":
+        x, y = (torch.nn.functional.normalize(normal(B, T, heads or H, K), dim=-1) for heads in (Hq, Hk))
+    return [q, k, v, log_decay, outer, log_decay_v, beta, x, y, state, packed]
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
@@ -122,9 +131,9 @@ def check(inputs: Inputs, tolerance: float, dtype: torch.dtype = torch.float64, 
     options = DEFAULTS | options
     given = cast(inputs, dtype)
     exact = cast(given, torch.float64)
-    leaves = [x.detach().requires_grad_() for x in exact[:7] if x is not None]
+    leaves = [x.detach().requires_grad_() for x in exact[:10] if x is not None]
     waiting = iter(leaves)
-    exact = [next(waiting) if x is not None else None for x in exact[:7]] + exact[7:]
+    exact = [next(waiting) if x is not None else None for x in exact[:10]] + exact[10:]
     o, state = loop(*exact, options["scale"], options["read"], options["reverse"])
     got_o, got_state, _ = launch.forward(*given, **options)
     assert got_o.dtype == given[2].dtype and got_o.is_contiguous()
@@ -136,8 +145,8 @@ def check(inputs: Inputs, tolerance: float, dtype: torch.dtype = torch.float64, 
     dstate = torch.randn(state.shape, generator=g, dtype=torch.float64).to(got_state.dtype)
     want = torch.autograd.grad((o * do).sum() + (state * dstate).sum(), leaves, allow_unused=True)
     got = launch.backward(do, dstate, None, *given, **options)
-    assert [x is None for x in got] == [x is None for x in given[:7]]
-    present = [x for x in given[:7] if x is not None]
+    assert [x is None for x in got] == [x is None for x in given[:10]]
+    present = [x for x in given[:10] if x is not None]
     for x, got_x, want_x in zip(present, [x for x in got if x is not None], want, strict=True):
         assert got_x.dtype == x.dtype
         close(got_x, torch.zeros_like(got_x) if want_x is None else want_x, tolerance)
@@ -187,6 +196,20 @@ def test_chunk(decay: str | None, decay_v: str | None, read: str, reverse: bool)
 def test_recurrent(decay: str | None, decay_v: str | None, read: str, reverse: bool) -> None:
     inputs = make(decay, decay_v, 1, 18, 2, 3, 2, Hk=1)
     check(inputs, 1e-12, read=read, reverse=reverse, regime="recurrent")
+
+
+ERASED = [
+    (erase, decay) for erase in ("delta", "general") for decay in (None, "head", "scalar", "vector", "outer")
+]
+
+
+@pytest.mark.parametrize("read,reverse", ORDERS)
+@pytest.mark.parametrize("erase,decay", ERASED)
+def test_erased(erase: str, decay: str | None, read: str, reverse: bool) -> None:
+    """The delta rule and the general form of it, with every kind of decay; in turn fused and split."""
+    schedule = ("fused", "split")[(ERASED.index((erase, decay)) + ORDERS.index((read, reverse))) % 2]
+    inputs = make(decay, None, 1, 41, 2, 5, 3, Hk=1, erase=erase)
+    check(inputs, 1e-11, read=read, reverse=reverse, schedule=schedule, chunk_size=16)
 
 
 @pytest.mark.parametrize("decay,decay_v,read", [("vector", None, "after"), ("outer", "full", "before")])
@@ -243,11 +266,11 @@ def test_packed_elementwise(reverse: bool) -> None:
 @pytest.mark.parametrize("regime", ["chunk", "recurrent"])
 def test_strides(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any strides, read in place; and the 64-bit offsets that only huge tensors need."""
-    q, k, v, log_decay, _, log_decay_v, state, _ = make("vector", "full", 2, 12, 2, 3, 4)
+    q, k, v, log_decay, _, log_decay_v, *_, state, _ = make("vector", "full", 2, 12, 2, 3, 4)
     inputs: Inputs = [
         q.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), k[:, :, :1].expand(2, 12, 2, 3),
         torch.stack([v, v], -1)[..., 1], log_decay.transpose(1, 2).contiguous().transpose(1, 2), None,
-        log_decay_v[:1].expand(2, 12, 2, 4), state.mT.contiguous().mT, None,
+        log_decay_v[:1].expand(2, 12, 2, 4), None, None, None, state.mT.contiguous().mT, None,
     ]  # fmt: skip
     check([x.detach().clone() if isinstance(x, Tensor) else x for x in inputs], 1e-12, regime=regime)
     check(inputs, 1e-12, regime=regime)
@@ -309,7 +332,7 @@ def test_resets(decay: str, decay_v: str | None, read: str, regime: str) -> None
         return
     (want,) = torch.autograd.grad((o * do).sum(), [exact[3]])
     # accurate to the size of the gradient's own terms: those of a twin problem on absolute values
-    sizes = [x.detach().abs() if i in (0, 1, 2, 6) and x is not None else x for i, x in enumerate(exact)]
+    sizes = [x.detach().abs() if i in (0, 1, 2, 9) and x is not None else x for i, x in enumerate(exact)]
     sizes[3] = exact[3].detach().requires_grad_()
     bound, _ = loop(*sizes, options["scale"], read, False)
     (bound,) = torch.autograd.grad((bound * do.abs()).sum(), [sizes[3]])
@@ -387,7 +410,8 @@ def test_masked_steps(decay: str, decay_v: str | None, read: str, reverse: bool,
         kept(inputs[3]),
         inputs[4],
         kept(inputs[5]),
-        *inputs[6:],
+        *(kept(x) for x in inputs[6:9]),
+        *inputs[9:],
     ]
     dirty = list(inputs)
     for i in (1, 2):
@@ -403,7 +427,7 @@ def test_masked_steps(decay: str, decay_v: str | None, read: str, reverse: bool,
     for i, (x, y) in enumerate(zip(got, want, strict=True)):
         if x is None:
             continue
-        y = y if i in (0, 4, 6) else kept(y)
+        y = y if i in (0, 4, 9) else kept(y)
         if x.shape != y.shape:
             y = y.sum((0, 1))
         close(x, y, 1e-12)
@@ -434,7 +458,7 @@ def test_gradcheck(decay: str, decay_v: str | None, read: str, K: int, V: int) -
     if decay == "vector":
         inputs[3][0, 2] = -torch.inf
     options = DEFAULTS | {"read": read}
-    leaves = [x.requires_grad_() if x is not None and not x.isinf().any() else x for x in inputs[:7]]
+    leaves = [x.requires_grad_() if x is not None and not x.isinf().any() else x for x in inputs[:10]]
 
     def function(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         return Recurrence.apply(options, *tensors, None)
@@ -452,4 +476,4 @@ def test_too_many_heads_for_a_grid() -> None:
     q = torch.zeros(1, 1, 1, 16)
     v = torch.zeros(1, 1, 65536, 16)
     with pytest.raises(ValueError, match="65536 heads"):
-        launch.forward(q, q, v, None, None, None, None, None, **DEFAULTS)
+        launch.forward(q, q, v, *[None] * 8, **DEFAULTS)
