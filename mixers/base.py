@@ -437,15 +437,15 @@ class RecurrentMixer(Mixer):
         """
         self._check_input("x", x, 3, "[B, T, d_model]")
         B, T, _ = x.shape
-        heads = self.state_shape[0]
-        if self.map_heads is not None:
-            heads = next(h for h in range(min(self.map_heads, heads), 0, -1) if heads % h == 0)
         if T == 0:
-            return x.new_zeros(B, heads, 0, 0)
+            return x.new_zeros(B, self._maps(), 0, 0)
         state = self._starting_state(None, B, x)
         position = torch.arange(T, device=x.device).expand(B, T)
-        core = self.operands(x, state, Tokens(position, None))
-        H, V = core.v.shape[2:]
+        return self.core_map(self.operands(x, state, Tokens(position, None)))
+
+    def core_map(self, core: Core) -> Tensor:
+        """The map of a core: [B, heads, T, T]."""
+        B, T, H, V = core.v.shape
         q, k, la = core.q.to(core.v.dtype), core.k.to(core.v.dtype), core.log_decay
         if core.log_decay_v is not None:
             # Every value channel becomes a head, its decay one over keys.
@@ -455,10 +455,17 @@ class RecurrentMixer(Mixer):
             la = core.log_decay_v.expand(B, T, H, V).reshape(B, T, H * V)
             H = H * V
         # With the unit vectors as values, the outputs are the weights.
-        eye = torch.eye(T, device=x.device, dtype=q.dtype)[None, :, None].expand(B, T, H, T)
-        o, _ = recurrence(q, k, eye, la, beta=core.beta, erase=core.erase, scale=core.scale, read=core.read)
+        eye = torch.eye(T, device=q.device, dtype=q.dtype)[None, :, None].expand(B, T, H, T)
+        erase = None if core.erase is None else (core.erase[0].to(q.dtype), core.erase[1].to(q.dtype))
+        o, _ = recurrence(q, k, eye, la, beta=core.beta, erase=erase, scale=core.scale, read=core.read)
         weights = self.weigh(o.transpose(1, 2), core)
-        return weights.reshape(B, heads, -1, T, T).mean(2)
+        return weights.reshape(B, self._maps(), -1, T, T).mean(2)
+
+    def _maps(self) -> int:
+        heads = self.state_shape[0]
+        if self.map_heads is None:
+            return heads
+        return next(h for h in range(min(self.map_heads, heads), 0, -1) if heads % h == 0)
 
     def weigh(self, weights: Tensor, core: Core) -> Tensor:
         """What the readout makes of the core's weights [B, H, T, T], or [B, H V, T, T] where values decay

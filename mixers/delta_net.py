@@ -59,11 +59,15 @@ class DeltaRule(RecurrentMixer):
         """log a [B, T, H] or [B, T, H, K], or None."""
         return None
 
+    def queries_keys(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, num_key_heads, K] each, as the convolution leaves them."""
+        return l2_normalise(q), l2_normalise(k)
+
     def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
         qkv, window = self.conv1d(qkv, state.window, tokens)
         q, k, v = F.silu(qkv).split(self.widths, -1)
-        q, k = (l2_normalise(z.unflatten(-1, (-1, self.head_dim))) for z in (q, k))
+        q, k = self.queries_keys(*(z.unflatten(-1, (-1, self.head_dim)) for z in (q, k)))
         v = v.unflatten(-1, (-1, self.head_v_dim))
         beta = self.strength * torch.sigmoid(self.b_proj(x).to(accumulation(x.dtype)))
         return Core(q, k, v, self.log_decay(x), scale=self.head_dim**-0.5, beta=beta, window=window)

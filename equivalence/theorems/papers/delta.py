@@ -79,8 +79,49 @@ def kda(m: Any, x: Tensor) -> Tensor:
     return _gated(m, x, _loop(m, x, torch.exp(log_decay)), torch.sigmoid(gate(m.g_proj)))
 
 
+def gated_deltaproduct(m: Any, x: Tensor) -> Tensor:
+    """Siems et al. 2025: H_i = A(x_i) H_{i-1} + B(x_i), A = g Π_j (I - β_j k_j k_jᵀ)."""
+    n, H, G = m.num_householder, m.num_heads, m.num_key_heads
+    q, k, v = _convolved(m, x)
+    q, k = _unit(heads(q, G)), _unit(k.reshape(len(x), n, G, -1))
+    v = v.reshape(len(x), n, H, -1)
+    beta = m.strength * torch.sigmoid(linear(m.b_proj, x)).reshape(len(x), n, H)
+    decay, none = _scalar_decay(m, x), torch.ones(1, dtype=x.dtype)
+    out = torch.zeros_like(v[:, 0])
+    for h in range(H):
+        g = h * G // H
+        S = x.new_zeros(m.head_dim, m.head_v_dim)
+        for t in range(len(x)):
+            for j in range(n):
+                S = _rule(S, none if j else decay[t, h], k[t, j, g], v[t, j, h], beta[t, j, h])
+            out[t, h] = S.T @ q[t, g] / m.head_dim**0.5
+    return _gated(m, x, out, silu(linear(m.g_proj, x)))
+
+
+def comba(m: Any, x: Tensor) -> Tensor:
+    """Hu et al. 2025: S_t = S_{t-1} (α - β̃ k kᵀ) + β v kᵀ, β̃ = σ(b) β; or k reads α S_{t-1}."""
+    H, G = m.num_heads, m.num_key_heads
+    q, k, v = _convolved(m, x)
+    q, k, v = heads(q, G), heads(k, G), heads(v, H)
+    feedback = torch.sigmoid(m.decay)
+    q, k = _unit(q - m.D[:, None] * feedback[:, None] * k), _unit(k)
+    beta, decay = torch.sigmoid(linear(m.b_proj, x)), _scalar_decay(m, x)
+    out = torch.zeros_like(v)
+    for h in range(H):
+        g = h * G // H
+        S = x.new_zeros(m.head_dim, m.head_v_dim)
+        for t in range(len(x)):
+            alpha = decay[t, h]
+            read = (alpha * S if m.erase_decayed else S).T @ (feedback[g] * k[t, g])
+            S = alpha * S + beta[t, h] * torch.outer(k[t, g], v[t, h] - read)
+            out[t, h] = S.T @ q[t, g] / m.head_dim**0.5
+    return _gated(m, x, out, torch.sigmoid(linear(m.g_proj, x)))
+
+
 DELTA: dict[str, Paper] = {
     "deltanet": deltanet,
     "gated-deltanet": gated_deltanet,
+    "gated-deltaproduct": gated_deltaproduct,
     "kda": kda,
+    "comba": comba,
 }
