@@ -17,7 +17,7 @@ from .figures.plan import Inputs, Plan
 from .style import Drawn, save
 from .text import check_folder, english
 from .timing import one_thread
-from .training import Corpus, cores, train_all
+from .training import Corpus, Settings, Training, cores, train_all
 
 HELP = "draw figures: " + ", ".join(FIGURES)
 
@@ -71,25 +71,23 @@ def prepare(steps: int, text: Path | None, training: bool = True) -> Inputs:
         raise e if text is None else ValueError(f"--text is {text}: {e}") from e
 
 
-def with_models(inputs: Inputs, progress: Progress) -> Inputs:
-    """Inputs with a trained model of every mixer."""
+def with_models(inputs: Inputs, progress: Progress, names: Sequence[str]) -> Inputs:
+    """Inputs with the trained models that the named figures look at."""
     assert inputs.corpus is not None
-    plan = inputs.plan
-    steps = plan.settings.steps
-    tasks = {name: progress.add_task(f"train {name}", start=False, total=steps) for name in plan.mixers}
+    corpus, plan = inputs.corpus, inputs.plan
+    wanted = {FIGURES[name].MODELS for name in names}
 
-    def advance(name: str) -> None:
-        progress.start_task(tasks[name])  # its clock runs from the first step
-        progress.advance(tasks[name])
+    def trained(mixers: Sequence[str], settings: Settings, word: str) -> dict[str, Training]:
+        total = len(mixers) * settings.steps
+        task = progress.add_task(f"{word} {len(mixers)} mixers", total=total)
+        workers = min(cores(), 4)
+        return train_all(mixers, corpus, settings, lambda name: progress.advance(task), workers)
 
-    trainings = train_all(
-        plan.mixers,
-        inputs.corpus,
-        plan.settings,
-        advance=advance,
-        workers=min(cores(), 4),
-    )
-    return inputs._replace(trainings=trainings)
+    if "trainings" in wanted:
+        inputs = inputs._replace(trainings=trained(plan.mixers, plan.settings, "train"))
+    if "sketches" in wanted:
+        inputs = inputs._replace(sketches=trained(plan.sketched, plan.sketch, "briefly train"))
+    return inputs
 
 
 def draw_all(names: Sequence[str], inputs: Inputs, progress: Progress) -> Iterator[Drawn]:
@@ -108,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"mixerzoo plot: no figure {unknown[0]!r}; known: {', '.join(FIGURES)}", file=sys.stderr)
         return 2
     names = args.names or list(FIGURES)
-    training = any(FIGURES[name].TRAINED for name in names)
+    training = any(FIGURES[name].MODELS for name in names)
     try:
         check_folder("--output", args.output)
         inputs = prepare(args.steps, args.text, training)
@@ -117,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     with progress_bars() as progress:
         if training:
-            inputs = with_models(inputs, progress)
+            inputs = with_models(inputs, progress, names)
         for drawn in draw_all(names, inputs, progress):
             files = save(drawn, args.output)
             progress.console.print(

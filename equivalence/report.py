@@ -75,7 +75,7 @@ def make(
     inputs: Inputs, outcomes: Sequence[Outcome], args: argparse.Namespace, began: float, progress: Progress
 ) -> Report:
     """Train and draw everything, write the figures and the page, return what the page shows."""
-    inputs = with_models(inputs, progress)
+    inputs = with_models(inputs, progress, list(FIGURES))
     figures = []
     for drawn in draw_all(list(FIGURES), inputs, progress):
         save(drawn, args.output / "figures")

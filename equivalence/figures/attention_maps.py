@@ -15,7 +15,7 @@ from ..training import Corpus, Training
 from .plan import Advance, Inputs, Plan, nothing
 
 NAME = "attention-maps"
-TRAINED = True
+MODELS = "trainings"
 CAPTION = (
     "Unrolled over time, each mixer's output at byte t is a weighted sum of the values at bytes s ≤ "
     "t. A pixel is the share |w(t,s)| / Σ|w(t,·)| of that weight, in the last layer of the trained "

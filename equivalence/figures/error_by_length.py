@@ -15,7 +15,7 @@ from ..style import GREY, INK, PALETTE, Drawn, headline, headroom, label_ends, s
 from .plan import Advance, Inputs, Plan, nothing
 
 NAME = "error-by-length"
-TRAINED = False
+MODELS = ""
 FORMS = ("recurrent", "chunk", "scan", "parallel")
 COLOURS = dict(zip(FORMS, (INK, *PALETTE[:3]), strict=True))
 SHORTCUT = "cumsum shortcut"

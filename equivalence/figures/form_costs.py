@@ -16,7 +16,7 @@ from .error_by_length import COLOURS, FORMS
 from .plan import Advance, Inputs, Plan, nothing
 
 NAME = "form-costs"
-TRAINED = False
+MODELS = ""
 LONGEST = {"parallel": 1024}  # quadratic in time and memory
 AUTO = "auto"
 CAPTION = (

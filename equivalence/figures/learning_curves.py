@@ -13,7 +13,7 @@ from ..training import Training
 from .plan import Advance, Inputs, Plan, nothing
 
 NAME = "learning-curves"
-TRAINED = True
+MODELS = "trainings"
 CAPTION = (
     "Validation loss of byte-level language models that differ in nothing but the mixer: same width, "
     "depth, data, order of batches, learning rate and number of steps. Lower is better; a uniform "

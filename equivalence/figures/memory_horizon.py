@@ -14,7 +14,7 @@ from .attention_maps import shares
 from .plan import Advance, Inputs, Plan, nothing
 
 NAME = "memory-horizon"
-TRAINED = True
+MODELS = "trainings"
 CAPTION = (
     "From the implicit attention maps on validation text: the distance back in time within which 10, "
     "50 and 90 percent of the absolute weight lies, in the last layer, averaged over heads and over "

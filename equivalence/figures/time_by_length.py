@@ -16,7 +16,7 @@ from ..timing import exponent, machine, median_seconds, one_thread
 from .plan import Advance, Inputs, Plan, nothing
 
 NAME = "time-by-length"
-TRAINED = False
+MODELS = ""
 FITTED = 3  # the exponent is fitted to this many of the longest lengths, where fixed costs no longer count
 CAPTION = (
     'Median time of one forward pass of a layer (float32, batch 1, no gradients, form="auto") on the '

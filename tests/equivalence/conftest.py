@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mixerzoo.equivalence.figures.plan import Inputs, Plan
@@ -23,7 +25,15 @@ def tiny() -> Settings:
 
 @pytest.fixture(scope="session")
 def inputs(text: bytes, tiny: Settings) -> Inputs:
-    """Every mixer, trained for three steps, and short lengths for what is measured."""
-    plan = Plan(tiny, error_lengths=(16, 32), time_lengths=(16, 32), time_seconds=5.0, form_lengths=(8, 16))
+    """A few mixers trained for three steps, all for one, and short lengths for what is measured."""
+    plan = Plan(
+        tiny,
+        sketch=replace(tiny, steps=1, evaluations=1),
+        error_lengths=(16, 32),
+        time_lengths=(16, 32),
+        time_seconds=5.0,
+        form_lengths=(8, 16),
+    )
     corpus = Corpus(text, tiny.length)
-    return Inputs(plan, corpus, train_all(plan.mixers, corpus, tiny))
+    trainings = train_all(plan.mixers, corpus, tiny)
+    return Inputs(plan, corpus, trainings, train_all(plan.sketched, corpus, plan.sketch))

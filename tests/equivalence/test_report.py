@@ -40,7 +40,7 @@ def run(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(report, "prove", lambda **options: outcomes)
         monkeypatch.setattr(report, "prepare", lambda steps, text: inputs)
         monkeypatch.setattr(
-            report, "with_models", lambda given, progress: given._replace(trainings=inputs.trainings)
+            report, "with_models", lambda given, progress, names: inputs._replace(plan=given.plan)
         )
         status = cli.main(["report", "-o", str(tmp_path / "report"), "--seed", "3"])
         return status, (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
