@@ -18,6 +18,7 @@ from .registry import REGISTRY, Entry, build
 from .rg_lru import RGLRU
 from .rwkv4 import RWKV4
 from .softmax_attention import SoftmaxAttention
+from .transformers import from_transformers
 from .transnormer import TransNormer, TransNormerLLM
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "TransNormer",
     "TransNormerLLM",
     "build",
+    "from_transformers",
 ]

@@ -1,0 +1,118 @@
+"""Our mixers in the places of transformers' own: the same calls, and the same caches read and written.
+
+Attention masks are taken for what they say: a token that is masked is not there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..arguments import shown
+from ..base import MixerState, RecurrentMixer
+
+
+class Adapter(nn.Module):
+    """A mixer of ours that is called as `theirs` was.
+
+    Attributes:
+        mixer: ours, with the weights.
+        layer_idx: its place in the model's cache.
+    """
+
+    def __init__(self, mixer: RecurrentMixer, theirs: nn.Module, layer_idx: int | None = None) -> None:
+        super().__init__()
+        self.mixer = mixer
+        found = getattr(theirs, "layer_idx", layer_idx)
+        if not isinstance(found, int):
+            raise ValueError(
+                f"layer_idx of {type(theirs).__name__} is {shown(found)}; accepted: a whole number, "
+                "or the whole model"
+            )
+        self.layer_idx = found
+        self.train(theirs.training)
+
+    def mix(
+        self, x: Tensor, state: MixerState | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, MixerState]:
+        """x [B, T, d_model]; mask [B, S] is not 0 where a token is valid, and its last T columns count."""
+        T = x.shape[1]
+        valid = None
+        if mask is not None and mask.ndim == 2:
+            valid = mask[:, mask.shape[1] - T :] != 0
+            if bool(valid.all()):
+                valid = None
+        if T != 1:
+            return self.mixer(x, state, valid)
+        y, state = self.mixer.step(x[:, 0], state, None if valid is None else valid[:, 0])
+        return y[:, None], state
+
+    def before(self, x: Tensor, **parts: Tensor | None) -> MixerState:
+        """The state that a cache holds. No cache holds how many tokens were seen: 0 here."""
+        return MixerState(torch.zeros(x.shape[0], dtype=torch.int64, device=x.device), **parts)
+
+
+class CacheLayerAdapter(Adapter):
+    """For caches of `LinearAttentionLayer`s: conv_states [B, channels, width], recurrent_states.
+
+    The convolution looks width - 1 tokens back, so the oldest place of conv_states is read by nobody; it
+    is 0 here.
+    """
+
+    def to_ours(self, recurrent: Tensor) -> Tensor:
+        """Their recurrent state as ours [B, H, K, V]."""
+        return recurrent
+
+    def to_theirs(self, recurrent: Tensor) -> Tensor:
+        """Our recurrent state as theirs."""
+        return recurrent
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        cache = given_cache(cache, kwargs)
+        y, state = self.mix(hidden_states, self.read(cache, hidden_states), attention_mask)
+        if cache is not None:
+            self.write(cache, state)
+        return y
+
+    def read(self, cache: Any, x: Tensor) -> MixerState | None:
+        if cache is None or not cache.has_previous_state(self.layer_idx):
+            return None
+        assert self.mixer.window_shape is not None
+        layer = cache.layers[self.layer_idx]
+        conv = layer.conv_states[0]
+        window = conv[..., conv.shape[-1] - self.mixer.window_shape[0] :].mT
+        return self.before(x, window=window, recurrent=self.to_ours(layer.recurrent_states[0]))
+
+    def write(self, cache: Any, state: MixerState) -> None:
+        layer = cache.layers[self.layer_idx]
+        if getattr(layer, "record_past", False):
+            raise NotImplementedError(
+                "the cache records its past so that tokens can be taken back; accepted: a cache that does "
+                "not, as a recurrent state cannot give tokens back"
+            )
+        assert state.window is not None and state.recurrent is not None
+        window, recurrent = state.window.mT, self.to_theirs(state.recurrent)
+        if cache.has_previous_state(self.layer_idx):
+            conv = layer.conv_states[0]
+            conv[..., conv.shape[-1] - window.shape[-1] :].copy_(window)
+            layer.recurrent_states[0].copy_(recurrent)
+        else:
+            cache.update_conv_state(F.pad(window, (1, 0)), self.layer_idx)
+            cache.update_recurrent_state(recurrent, self.layer_idx)
+
+
+def given_cache(cache: Any, kwargs: dict[str, Any]) -> Any:
+    """The cache, which earlier versions call cache_params or past_key_values."""
+    for name in ("cache_params", "past_key_values"):
+        if cache is None:
+            cache = kwargs.get(name)
+    return cache

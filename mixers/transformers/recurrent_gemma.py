@@ -1,0 +1,83 @@
+"""RecurrentGemma's RG-LRU."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import MixerState
+from ..rg_lru import RGLRU
+from .adapters import CacheLayerAdapter
+from .recipe import Recipe, accepts, same
+
+
+class RecurrentGemmaAdapter(CacheLayerAdapter):
+    """Theirs [B, channels], kept in the module; ours [B, 1, 1, channels], in the cache's layer.
+
+    A token at position 0 begins a sequence: nothing before it is looked at, neither by the recurrence nor by
+    the convolution. So padding on the left of it changes nothing.
+    """
+
+    def to_ours(self, recurrent: Tensor) -> Tensor:
+        return recurrent[:, None, None]
+
+    def to_theirs(self, recurrent: Tensor) -> Tensor:
+        return recurrent[:, 0, 0]
+
+    def forward(  # type: ignore[override]
+        self,
+        input_states: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = True,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        position = position_ids.expand(input_states.shape[:2])
+        state = self.read(cache, input_states) or self.mixer.initial_state(
+            len(input_states), input_states.device, input_states.dtype
+        )
+        state = replace(state, position=position[:, 0].clone())
+        y, state = self.documents(input_states, position == 0, state)
+        if cache is not None:
+            self.write(cache, state)
+        return y, None
+
+    def documents(self, x: Tensor, first: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """With a sequence beginning wherever `first` [B, T] says so, besides those of `state`."""
+        if not bool(first.any()):
+            return self.mix(x, state)
+        B, T, _ = x.shape
+        begins = first.clone()
+        begins[:, 0] = True
+        at = begins.flatten().nonzero()[:, 0]
+        row, place = at // T, at % T
+        fresh = self.mixer.initial_state(len(at), x.device, x.dtype)
+        goes_on = (place == 0) & ~first[row, 0]
+        parts = {}
+        for field in fields(MixerState):
+            new, old = getattr(fresh, field.name), getattr(state, field.name)
+            if new is not None:
+                keep = goes_on.reshape(-1, *(1 for _ in new.shape[1:]))
+                parts[field.name] = torch.where(keep, old[row].to(new.dtype), new)
+        offsets = torch.cat([at, at.new_tensor([B * T])])
+        y, after = self.mixer(x.reshape(1, B * T, -1), MixerState(**parts), cu_seqlens=offsets)
+        ends = torch.cat([row[1:] != row[:-1], row.new_ones(1, dtype=torch.bool)])
+        last = {name: getattr(after, name)[ends] for name in parts}
+        return y.reshape(B, T, -1), MixerState(**last)
+
+
+def build(theirs: Any) -> RGLRU:
+    accepts(theirs, "hidden_activation", type(theirs.act_fn).__name__, "GELUTanh")
+    return RGLRU(
+        theirs.hidden_size,
+        width=theirs.lru_width,
+        num_heads=theirs.rg_lru.num_attention_heads,
+        conv_width=theirs.conv1d_width,
+    )
+
+
+RECIPES = (Recipe("recurrent_gemma", "RecurrentGemmaRecurrentBlock", build, same, RecurrentGemmaAdapter),)

@@ -1,0 +1,53 @@
+"""RWKV-4's time mixing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..rwkv4 import RWKV4
+from .adapters import Adapter
+from .recipe import Recipe, same
+
+
+class RWKVAdapter(Adapter):
+    """Their state: five tensors [B, channels, layers]. This layer has the last token in [1], and in [2], [3]
+    and [4] the sums above and below the fraction bar and their maximum. Ours: [above, below]
+    [B, 1, 1, 2 channels], and the maximum as the stabiliser."""
+
+    def __init__(self, mixer: Any, theirs: nn.Module, layer_idx: int | None = None) -> None:
+        super().__init__(mixer, theirs, theirs.layer_id)  # type: ignore[arg-type]
+
+    @property
+    def output(self) -> nn.Module:
+        """The model scales its weight by powers of two."""
+        return self.mixer.output  # type: ignore[return-value]
+
+    def forward(
+        self, hidden: Tensor, state: list[Tensor] | None = None, use_cache: bool = False
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        if state is None:
+            return self.mix(hidden, None)[0], None
+        last, above, below, top = (part[:, :, self.layer_idx] for part in state[1:])
+        before = self.before(
+            hidden,
+            window=last[:, None],
+            recurrent=torch.cat([above, below], -1)[:, None, None],
+            stabiliser=top,
+        )
+        y, after = self.mix(hidden, before)
+        assert after.window is not None and after.recurrent is not None and after.stabiliser is not None
+        last.copy_(after.window[:, 0])
+        for place, part in zip((above, below), after.recurrent[:, 0, 0].chunk(2, -1), strict=True):
+            place.copy_(part)
+        top.copy_(after.stabiliser)
+        return y, state
+
+
+def build(theirs: Any) -> RWKV4:
+    return RWKV4(theirs.key.in_features, width=theirs.attention_hidden_size)
+
+
+RECIPES = (Recipe("rwkv", "RwkvSelfAttention", build, same, RWKVAdapter),)

@@ -1,0 +1,67 @@
+"""xLSTM's mLSTM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import MixerState
+from ..mlstm import MLSTM
+from .adapters import Adapter
+from .recipe import Recipe, Tensors
+
+
+class XLSTMAdapter(Adapter):
+    """Their state, passed in and out: C [B, H, K, V], n [B, H, K] and m [B, H, 1].
+
+    Ours: [C, n] [B, H, K, V + 1], and m as the stabiliser."""
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
+        before = None
+        if state is not None:
+            C, n, m = state
+            before = self.before(x, recurrent=torch.cat([C, n[..., None]], -1), stabiliser=m[..., 0])
+        y, after = self.mix(x, before)
+        return y, to_theirs(after)
+
+
+def to_theirs(state: MixerState) -> tuple[Tensor, Tensor, Tensor]:
+    assert state.recurrent is not None and state.stabiliser is not None
+    return state.recurrent[..., :-1], state.recurrent[..., -1], state.stabiliser[..., None]
+
+
+def build(theirs: Any) -> MLSTM:
+    config = theirs.config
+    return MLSTM(
+        config.hidden_size,
+        num_heads=config.num_heads,
+        head_dim=theirs.v_dim // config.num_heads,
+        key_dim=theirs.qk_dim // config.num_heads,
+        gate_soft_cap=config.gate_soft_cap,
+        normaliser_eps=config.eps,
+        bias=config.use_bias,
+        eps=config.norm_eps,
+    )
+
+
+def weights(theirs: Any, tensors: Tensors) -> Tensors:
+    """With weight_mode "fused", maps lie one below the other."""
+    K, V, heads = theirs.qk_dim, theirs.v_dim, theirs.config.num_heads
+    fused = {
+        "qkv_opreact": {"q": K, "k": K, "v": V, "ogate_preact": V},
+        "ifgate_preact": {"igate_preact": heads, "fgate_preact": heads},
+    }
+    ours: Tensors = {}
+    for name, x in tensors.items():
+        first, _, rest = name.partition(".")
+        if first in fused:
+            parts = x.split(list(fused[first].values()))
+            ours |= {f"{n}.{rest}": part for n, part in zip(fused[first], parts, strict=True)}
+        else:
+            ours[name] = x
+    return ours
+
+
+RECIPES = (Recipe("xlstm", "xLSTMLayer", build, weights, XLSTMAdapter),)
