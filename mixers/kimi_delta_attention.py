@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .arguments import flag, number
 from .base import Core, accumulation
 from .delta_net import DeltaRule
-from .parts import GatedRMSNorm, init_softplus_decay, softplus_decay
+from .parts import GatedRMSNorm, init_softplus_decay, low_rank, softplus_decay
 
 
 class KimiDeltaAttention(DeltaRule):
@@ -82,7 +82,7 @@ class KimiDeltaAttention(DeltaRule):
         def gate(channels: int) -> nn.Module:
             if not low_rank_gates:
                 return nn.Linear(d_model, channels, bias=False)
-            return nn.Sequential(nn.Linear(d_model, K, bias=False), nn.Linear(K, channels, bias=False))
+            return low_rank(d_model, K, channels)
 
         flag("low_rank_gates", low_rank_gates)
         self.f_proj, self.g_proj = gate(H * K), gate(H * self.head_v_dim)

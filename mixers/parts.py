@@ -138,6 +138,14 @@ def block_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (torch.einsum("...hi,hij->...hj", x.unflatten(-1, bias.shape), weight) + bias).flatten(-2)
 
 
+def low_rank(
+    channels: int, rank: int, out: int, activation: nn.Module | None = None, bias: bool = False
+) -> nn.Sequential:
+    """A linear map of this rank, with an activation in the middle; the bias is that of the output."""
+    middle = [] if activation is None else [activation]
+    return nn.Sequential(nn.Linear(channels, rank, bias=False), *middle, nn.Linear(rank, out, bias=bias))
+
+
 class HeadLayerNorm(nn.Module):
     """LayerNorm over the channels of every head [..., H, D], with a weight for every channel: [..., H D]."""
 
