@@ -102,6 +102,70 @@ def is_an_erasure(budget: Budget, tally: Tally) -> None:
         tally.exact(p.degree)
 
 
+@THEOREMS(
+    "delta/decays",
+    "A log-decay of 0 is none, a constant one is the same at every step, a scalar one the same for every key: "
+    "DeltaNet is Gated DeltaNet with an open gate, and that is Kimi Delta Attention with tied gates.",
+    "both erasures, reads and directions; shared heads, lengths to 9; each form",
+    "exact",
+)
+def decays(budget: Budget, tally: Tally) -> None:
+    rng = budget.rng()
+    for p in _problems(budget):
+        if p.key_decay not in ("[H]", "[B,T,H]") or p.length > 9:
+            continue
+        x = p.operands(rng)
+        B, T, H, K = p.batch, p.length, p.heads[0], p.key_dim
+        la = x.log_decay
+        wider = la.expand(B, T, H) if la.ndim == 1 else la[..., None].expand(B, T, H, K)
+        open_gate = la.zeros_like()
+        for form in delta.FORMS:
+            for what, y, z in (
+                ("one decay and the same spread out", x._replace(log_decay=wider), x),
+                ("a log-decay of 0 and none", x._replace(log_decay=open_gate), x._replace(log_decay=None)),
+            ):
+                (o, S), (o_ref, S_ref) = run_form(form, p, y), definition(p, z)
+                equal(f"outputs of the {form} form with {what}", p, o, o_ref, "bthv")
+                equal(f"final states of the {form} form with {what}", p, S, S_ref, "bhkv")
+                tally.exact(p.degree)
+
+
+@THEOREMS(
+    "delta/split",
+    "A sequence run in two pieces, the state handed from one to the next, is the sequence run at once.",
+    "both erasures, reads and directions; all decays; every place to split; each form after each form",
+    "exact",
+)
+def split(budget: Budget, tally: Tally) -> None:
+    rng = budget.rng()
+    names = list(delta.FORMS)
+
+    def piece(x: Operands, s: slice) -> Operands:
+        constant = {"outer", "initial_state", "scale"}
+        if x.log_decay is not None and x.log_decay.ndim == 1:
+            constant.add("log_decay")
+        cut = {n: y[:, s] for n, y in x._asdict().items() if y is not None and n not in constant}
+        return x._replace(**cut)
+
+    for n, p in enumerate(_problems(budget)):
+        if not 1 < p.length <= 7:
+            continue
+        x = p.operands(rng)
+        o_ref, S_ref = definition(p, x)
+        for cut in range(1, p.length):
+            early, late = piece(x, slice(None, cut)), piece(x, slice(cut, None))
+            if p.reverse:
+                early, late = late, early
+            one, two = names[(n + cut) % 3], names[(n + cut // 3) % 3]
+            o1, S1 = run_form(one, p, early)
+            o2, S2 = run_form(two, p, late._replace(initial_state=S1))
+            where = f"{one}, split after {cut}, then {two}; {p}"
+            o = torch.cat([o2, o1] if p.reverse else [o1, o2], 1)
+            equal("outputs in pieces and at once", where, o, o_ref, "bthv")
+            equal("final states in pieces and at once", where, S2, S_ref, "bhkv")
+            tally.exact(p.degree)
+
+
 def _blocks(longest: int) -> list[tuple[str, Problem]]:
     """One block for each way a chunk computes: with either erasure and read, and each kind of decay."""
     found = []
