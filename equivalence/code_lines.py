@@ -8,7 +8,9 @@ import tokenize
 from pathlib import Path
 
 # Of the Triton core: what runs on the GPU and what launches it. The rest decides, checks or compiles.
-KERNELS = ("chunk", "decay", "one_step", "recurrent", "scalar", "vector", "chunk_launch", "recurrent_launch")
+KERNELS = (
+    "chunk", "decay", "delta", "one_step", "recurrent", "scalar", "vector", "chunk_launch", "recurrent_launch"
+)  # fmt: skip
 _NOT_CODE = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
 }  # fmt: skip

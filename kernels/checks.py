@@ -277,10 +277,14 @@ def chunk_size(x: object) -> None:
         raise ValueError(f"chunk_size is {x}; accepted: None or a whole number from 1")
 
 
-def backend(name: str, form: str, v: Tensor) -> None:
+def backend(name: str, form: str, v: Tensor, erases: bool = False) -> None:
     """The chosen backend can run here, and has the chosen form."""
     if name != "triton":
         return
+    if erases and form not in ("auto", "chunk"):
+        raise ValueError(
+            f"form is {form!r} with backend 'triton' and beta or erase; accepted: 'auto' or 'chunk'"
+        )
     if form not in ("auto", "chunk", "recurrent"):
         raise ValueError(f"form is {form!r} with backend 'triton'; accepted: 'auto', 'chunk' or 'recurrent'")
     if not triton_core.available(v):

@@ -142,7 +142,7 @@ def recurrence(
     checks.one_of("schedule", schedule, SCHEDULES)
     checks.one_of("precision", precision, PRECISIONS)
     checks.chunk_size(chunk_size)
-    checks.backend(backend, form, v)
+    checks.backend(backend, form, v, erases=beta is not None or erase is not None)
     x, y = erase or (None, None)
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B, T), "[B, T]", device)
@@ -249,8 +249,7 @@ def step(
             checks.log_values("log_decay_t", la)
         checks.log_values("log_decay_v_t", lb)
 
-    plain = beta_t is None and erase_t is None and not (needs_grad or torch.compiler.is_compiling())
-    if backend == "auto" and v_t.is_cuda and plain:
+    if backend == "auto" and v_t.is_cuda and not (needs_grad or torch.compiler.is_compiling()):
         backend = "triton" if triton_core.available(v_t) else "torch"
     if backend == "triton":
         if inplace and state is not None:

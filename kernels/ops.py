@@ -81,9 +81,8 @@ def _acc(x: Operands) -> torch.dtype:
 def uses_triton(x: Operands, o: Options) -> bool:
     if o.backend != "auto":
         return o.backend == "triton"
-    if x.erases:
-        return False
-    return x.v.is_cuda and o.form in ("auto", "chunk", "recurrent") and triton_core.available(x.v)
+    forms = ("auto", "chunk") if x.erases else ("auto", "chunk", "recurrent")
+    return x.v.is_cuda and o.form in forms and triton_core.available(x.v)
 
 
 @contextmanager

@@ -36,6 +36,9 @@ DTYPES = {
     "float64": torch.float64,
 }
 DECAYS = ("scalar", "key", "both", "outer", "mamba1", "hgrn")
+# With what is erased: the delta rule with no decay, one per head and step, one per key; the general form with
+# one per head and step, and one per key.
+ERASING = ("delta", "gated_delta", "kda", "dplr_scalar", "dplr")
 SCHEDULES = ("fused", "split", "auto")
 
 # What may differ from the plain case: read="after", forward in time, rows of one sequence, no padding, an
@@ -73,7 +76,7 @@ _GCN = re.compile(r"^\s+([a-z][a-z0-9_]+)", re.MULTILINE)
 class Case:
     """One cell of the matrix. Decays: one per head and step; per key; per key and value; outer; and the two
     shapes of the elementwise regime: Mamba-1 (16 keys, 1 value, outer) and HGRN (1 key, decays over
-    values). none: no decay at all."""
+    values). none: no decay at all. And those of ERASING."""
 
     target: str
     decay: str
@@ -205,10 +208,14 @@ def launches(case: Case, B: int = 8, T: int = 4096) -> list[Launch]:
     shared_heads = 1 if case.decay in ("mamba1", "hgrn") else H
     q, k = (tensor(B, T, shared_heads, K, dtype=dtype) for _ in range(2))
     v = tensor(B, T, H, V, dtype=dtype)
-    log_decay = outer = log_decay_v = state = cu_seqlens = mask = None
-    if case.decay in ("key", "both"):
+    log_decay = outer = log_decay_v = beta = x = y = state = cu_seqlens = mask = None
+    if case.decay in ("key", "both", "kda", "dplr"):
         log_decay = tensor(B, T, H, K)
-    if case.decay in ("scalar", "outer", "mamba1"):
+    if case.decay in ("delta", "gated_delta", "kda"):
+        beta = tensor(B, T, H)
+    if case.decay in ("dplr_scalar", "dplr"):
+        x, y = (tensor(B, T, H, K, dtype=dtype) for _ in range(2))
+    if case.decay in ("scalar", "outer", "mamba1", "gated_delta", "dplr_scalar"):
         log_decay = tensor(B, T, H)
     if case.decay in ("outer", "mamba1"):
         outer = tensor(H, K)
@@ -224,7 +231,7 @@ def launches(case: Case, B: int = 8, T: int = 4096) -> list[Launch]:
         "read": "before" if "before" in case.variants else "after",
         "reverse": "reverse" in case.variants,
     }
-    operands = (q, k, v, log_decay, outer, log_decay_v, state, cu_seqlens, mask)
+    operands = (q, k, v, log_decay, outer, log_decay_v, beta, x, y, state, cu_seqlens, mask)
     do = tensor(B, T, H, V, dtype=dtype)
     found: dict[Any, Launch] = {}
     for one in trace(operands, do, state, target, case.schedule, **options):
@@ -239,8 +246,8 @@ def launches(case: Case, B: int = 8, T: int = 4096) -> list[Launch]:
             return None if x is None else x[:, 0]
 
         one_step.step(
-            first(q), first(k), first(v), first(log_decay), outer, first(log_decay_v), state, first(mask),
-            scale=0.125, read=options["read"], target=target, run=record,
+            first(q), first(k), first(v), first(log_decay), outer, first(log_decay_v), first(beta), first(x),
+            first(y), state, first(mask), scale=0.125, read=options["read"], target=target, run=record,
         )  # fmt: skip
     return list(found.values())
 

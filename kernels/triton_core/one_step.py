@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .config import Target, accumulation, power
 from .decay import NONE, OUTER, SCALAR, VECTOR
+from .delta import DELTA, GENERAL
 from .problem import TL, Run, launch, strides, target_of
 
 
@@ -26,20 +27,23 @@ def load_rows(p, h, in_h, d, in_d, sh, sd):
     return tl.load(p + at, mask=in_h[:, None] & in_d[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["sqb", "skb", "smb"])
+@triton.jit(do_not_specialize=["sqb", "skb", "seb", "sxb", "syb", "smb"])
 def step_kernel(
-    q, k, v, la, A, lb, mask, state, new, o, scale: tl.float64, H, group_q, group_k,
-    sqb, sqh, sqd, skb, skh, skd, svb, svh, svd, sab, sah, sad, sAh, sAd, sbb, sbh, sbd, smb,
+    q, k, v, la, A, lb, beta, x, y, mask, state, new, o, scale: tl.float64, H, group_q, group_k, group_x,
+    group_y, sqb, sqh, sqd, skb, skh, skd, svb, svh, svd, sab, sah, sad, sAh, sAd, sbb, sbh, sbd, seb, seh,
+    sxb, sxh, sxd, syb, syh, syd, smb,
     ssb, ssh, ssk, ssv, snb, snh, snk, snv,
     K: tl.constexpr, V: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    KEY: tl.constexpr, VALUE: tl.constexpr, MASK: tl.constexpr, STATE: tl.constexpr, BEFORE: tl.constexpr,
-    ROWS_Q: tl.constexpr, ROWS_K: tl.constexpr, ACC: tl.constexpr,
+    KEY: tl.constexpr, VALUE: tl.constexpr, ERASE: tl.constexpr, MASK: tl.constexpr, STATE: tl.constexpr,
+    BEFORE: tl.constexpr, ROWS_Q: tl.constexpr, ROWS_K: tl.constexpr, ROWS_X: tl.constexpr,
+    ROWS_Y: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """new [B, H, K, V] and o [B, H, V] (contiguous) from state, which may be the same memory as new.
 
     STATE: whether there is one (else it is zero, and no decay is looked at). BEFORE: o reads the old state.
-    ROWS_Q, ROWS_K: 1 where all heads of a block have one row of q, of k, else BH. Tiles are [BH, BK, BV]; all
-    offsets are 64 bits. Grid: B * blocks of H * blocks of V."""
+    ROWS_Q, ROWS_K, ROWS_X, ROWS_Y: 1 where all heads of a block have one row of q, k, x or y, else BH. With
+    ERASE, K <= BK: what is erased is a sum over keys. Tiles are [BH, BK, BV]; all offsets are 64 bits. Grid:
+    B * blocks of H * blocks of V."""
     pid = tl.program_id(0).to(tl.int64)
     blocks, heads = tl.cdiv(V, BV), tl.cdiv(H, BH)
     b = pid // blocks // heads
@@ -49,11 +53,15 @@ def step_kernel(
     in_h, in_v = h < H, e < V
     row = in_h[:, None] & in_v[None, :]
     hq, hk = first + tl.arange(0, ROWS_Q), first + tl.arange(0, ROWS_K)
-    in_q, in_k, in_w = hq < H, hk < H, in_h
+    hx, hy = first + tl.arange(0, ROWS_X), first + tl.arange(0, ROWS_Y)
+    in_q, in_k, in_x, in_y, in_w = hq < H, hk < H, hx < H, hy < H, in_h
     if MASK:  # what a masked row brings is not loaded: it becomes k = v = 0 and a log-decay of 0
         keep = tl.load(mask + b * smb) != 0
-        in_k, in_w = in_k & keep, in_w & keep
-    x = load_rows(v + b * svb, h, in_w, e, in_v, svh, svd).to(ACC)
+        in_k, in_x, in_y, in_w = in_k & keep, in_x & keep, in_y & keep, in_w & keep
+    write = load_rows(v + b * svb, h, in_w, e, in_v, svh, svd).to(ACC)
+    strength = tl.zeros([BH], ACC)
+    if ERASE == DELTA:
+        strength += tl.load(beta + b * seb + h * seh, mask=in_w, other=0.0).to(ACC)
     dt = tl.zeros([BH], ACC)
     if STATE and KEY != NONE and KEY != VECTOR:
         dt = tl.load(la + b * sab + h * sah, mask=in_w, other=0.0).to(ACC)
@@ -87,7 +95,13 @@ def step_kernel(
                 S = S * tl.exp(tl.where(in_d[None, :], log, 0.0))[:, :, None]
             if VALUE:
                 S = S * decay_v[:, None, :]
-        S = S + k_t[:, :, None] * x[:, None, :]
+        if ERASE == DELTA:
+            write = strength[:, None] * (write - tl.sum(k_t[:, :, None] * S, 1))
+        if ERASE == GENERAL and STATE:
+            x_t = load_rows(x + b * sxb, hx // group_x, in_x, d, in_d, sxh, sxd).to(ACC)
+            y_t = load_rows(y + b * syb, hy // group_y, in_y, d, in_d, syh, syd).to(ACC)
+            S = S + x_t[:, :, None] * tl.sum(y_t[:, :, None] * read, 1)[:, None, :]
+        S = S + k_t[:, :, None] * write[:, None, :]
         at = h[:, None, None] * snh + d[None, :, None] * snk + e[None, None, :] * snv
         tl.store(new + b * snb + at, S, mask=inside)
         if not BEFORE:
@@ -106,12 +120,15 @@ class Blocks(NamedTuple):
     stages: int = 1
 
 
-def blocks(target: Target, H: int, K: int, V: int, acc: torch.dtype) -> Blocks:
-    """At most 32 KiB of the state, 64 values wide if there are keys enough; small heads by the dozen.
+def blocks(target: Target, H: int, K: int, V: int, acc: torch.dtype, whole: bool = False) -> Blocks:
+    """At most 32 KiB of the state, 64 values wide if there are keys enough; small heads by the dozen. whole:
+    all keys, of fewer values if need be.
 
     Independent of B, so that neither the compiled kernel nor a row's result depends on the batch it is in."""
     BV = min(power(V), max(64, 512 // power(K)))
-    BK = min(power(K), 32768 // acc.itemsize // BV)
+    if whole:
+        BV = max(1, min(BV, 32768 // acc.itemsize // power(K)))
+    BK = power(K) if whole else min(power(K), 32768 // acc.itemsize // BV)
     BH = min(power(H), max(1, 2048 // (BK * BV)))
     return Blocks(BH, BK, BV, min(8, max(1, BH * BK * BV // (16 * target.warp))))
 
@@ -138,10 +155,11 @@ def step(
     """o [B, H, V] in the dtype of v, and the new state [B, H, K, V] in the accumulation dtype.
 
     q [B, Hq, K], k [B, Hk, K], v [B, H, V]; log_decay None, [H], [B, H] or [B, H, K], or, with outer [H, K],
-    the dt [B, H] of log-decays dt * outer; log_decay_v None, [H, V] or [B, H, V]; state [B, H, K, V] or None;
-    mask [B]. inplace: write the new state into state. target, run: for what to compile and how to launch."""
+    the dt [B, H] of log-decays dt * outer; log_decay_v None, [H, V] or [B, H, V]; beta None or [B, H]; x, y
+    None or [B, Hx, K] and [B, Hy, K]; state [B, H, K, V] or None; mask [B]. inplace: write the new state into
+    state. target, run: for what to compile and how to launch."""
     (B, H, V), K = v.shape, q.shape[-1]
-    acc = accumulation(q, k, v, log_decay, outer, log_decay_v, state)
+    acc = accumulation(q, k, v, log_decay, outer, log_decay_v, beta, x, y, state)
     o = torch.empty((B, H, V), dtype=v.dtype, device=v.device)
     new = torch.empty((B, H, K, V), dtype=acc, device=v.device) if state is None or not inplace else state
     key, la = NONE.value, log_decay
@@ -149,8 +167,9 @@ def step(
         key = OUTER.value if outer is not None else VECTOR.value if la.dim() == 3 else SCALAR.value
         la = la.expand(B, H) if la.dim() == 1 else la  # constants have stride 0
     lb = None if log_decay_v is None else log_decay_v.expand(B, H, V)
-    plan = blocks(target or target_of(v), H, K, V, acc)
-    group_q, group_k = H // q.shape[1], H // k.shape[1]
+    erase = NONE.value if beta is None and x is None else DELTA.value if x is None else GENERAL.value
+    plan = blocks(target or target_of(v), H, K, V, acc, erase != NONE.value)
+    group_q, group_k, group_x, group_y = (1 if z is None else H // z.shape[1] for z in (q, k, x, y))
     arguments: dict[str, Any] = {
         "q": q,
         "k": k,
@@ -158,6 +177,9 @@ def step(
         "la": la,
         "A": outer,
         "lb": lb,
+        "beta": beta,
+        "x": x,
+        "y": y,
         "mask": mask,
         "state": state,
         "new": new,
@@ -166,12 +188,17 @@ def step(
         "H": H,
         "group_q": group_q,
         "group_k": group_k,
+        "group_x": group_x,
+        "group_y": group_y,
         **strides("sq", q, "bhd"),
         **strides("sk", k, "bhd"),
         **strides("sv", v, "bhd"),
         **strides("sa", la, "bhd"),
         **strides("sA", outer, "hd"),
         **strides("sb", lb, "bhd"),
+        **strides("se", beta, "bh"),
+        **strides("sx", x, "bhd"),
+        **strides("sy", y, "bhd"),
         **strides("sm", mask, "b"),
         **strides("ss", state, "bhkv"),
         **strides("sn", new, "bhkv"),
@@ -182,11 +209,14 @@ def step(
         "BV": plan.BV,
         "KEY": key,
         "VALUE": lb is not None,
+        "ERASE": erase,
         "MASK": mask is not None,
         "STATE": state is not None,
         "BEFORE": read == "before",
         "ROWS_Q": plan.BH if group_q % plan.BH else 1,
         "ROWS_K": plan.BH if group_k % plan.BH else 1,
+        "ROWS_X": plan.BH if group_x % plan.BH else 1,
+        "ROWS_Y": plan.BH if group_y % plan.BH else 1,
         "ACC": TL[acc],
     }
     grid = B * -(-H // plan.BH) * -(-V // plan.BV)

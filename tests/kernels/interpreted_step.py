@@ -91,6 +91,53 @@ def test_step_by_step_is_the_whole(decay, read):
     assert error(state, want_s) < 1e-13
 
 
+ERASURES = ["beta", "erase"]
+
+
+def erasure(name, B, H, K, dtype, heads=(None, None)):
+    """beta_t, or erase_t."""
+    if name == "beta":
+        return {"beta_t": 2 * torch.rand(B, H, dtype=torch.float64).to(dtype)}
+    x, y = (torch.randn(B, h or H, K, dtype=torch.float64) / K**0.5 for h in heads)
+    return {"erase_t": (x.to(dtype), y.to(dtype))}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("name", ERASURES)
+def test_erasing_is_the_formula(name, decay, dtype):
+    torch.manual_seed(7)
+    mask = torch.tensor([True, False, True])
+    for i, options in enumerate(({}, {"mask": mask}, {"read": "before"}, {"read": "before", "mask": mask})):
+        shared = ((None, None), (2, 1))[i % 2]
+        xs, state = one(3, 4, 5, 3, decay=decay, dtype=dtype, heads=shared)
+        state = None if i == 2 else state.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        options |= erasure(name, 3, 4, 5, dtype, shared)
+        o, s = step(*xs, state=state, scale=0.3, backend="triton", **options)
+        want, want_s = step(*xs, state=state, scale=0.3, backend="torch", **options)
+        assert o.dtype == want.dtype == dtype
+        assert s.dtype == want_s.dtype
+        assert error(o, want) < TOLERANCE[dtype]
+        assert error(s, want_s) < min(TOLERANCE[dtype], 2e-6)
+        if i == 1:
+            assert torch.equal(s[1], state[1])
+
+
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("sizes", [(1, 2, 1100, 7), (2, 12, 8, 8), (1, 1, 1, 40)], ids=str)
+@pytest.mark.parametrize("name", ERASURES)
+def test_shapes_of_erasure(name, sizes, read):
+    """All keys at once, however many: fewer values."""
+    torch.manual_seed(8)
+    B, H, K, _ = sizes
+    xs, state = one(*sizes, decay="BTHK")
+    options = {"read": read, "scale": 0.3} | erasure(name, B, H, K, torch.float64, (1, H // 2 or 1))
+    want = step(*xs, state=state, **options)
+    got = step(*xs, state=state.clone(), inplace=True, backend="triton", **options)
+    for a, b in zip(got, want, strict=True):
+        assert error(a, b) < 1e-13
+
+
 def test_any_strides():
     """Everything read through transposed and sliced views; the state written through one too."""
     torch.manual_seed(3)
@@ -193,12 +240,12 @@ def test_opcheck(decay):
     q, k, v, la, lb = xs
     la, A = la if isinstance(la, OuterDecay) else (la, None)
     mask = torch.tensor([True, False])
-    torch.library.opcheck(step_op, (q, k, v, la, A, lb, state, mask, 0.3, "after"))
-    torch.library.opcheck(step_op, (q, k, v, la, A, lb, None, None, 0.3, "before"))
-    torch.library.opcheck(step_in_place_op, (q, k, v, la, A, lb, state, mask, 0.3, "after"))
+    torch.library.opcheck(step_op, (q, k, v, la, A, lb, None, None, None, state, mask, 0.3, "after"))
+    torch.library.opcheck(step_op, (q, k, v, la, A, lb, None, None, None, None, None, 0.3, "before"))
+    torch.library.opcheck(step_in_place_op, (q, k, v, la, A, lb, None, None, None, state, mask, 0.3, "after"))
     q, k, v, state = (x.bfloat16() for x in (q, k, v, state))
     la, A, lb = (None if x is None else x.float() for x in (la, A, lb))
-    torch.library.opcheck(step_op, (q, k, v, la, A, lb, state, mask, 0.3, "after"))
+    torch.library.opcheck(step_op, (q, k, v, la, A, lb, None, None, None, state, mask, 0.3, "after"))
 
 
 def test_compiled():
@@ -253,6 +300,20 @@ def test_traffic(sizes, options, dtype, inplace):
     assert kernel.written == kernel.distinct_written == nbytes(o, new)
     assert kernel.distinct_read == nbytes(q, k, v, la, lb, state)
     assert kernel.moved <= 1.02 * (nbytes(q, k, v, la, lb, state) + nbytes(o, new))
+
+
+@pytest.mark.parametrize("name", ERASURES)
+@pytest.mark.parametrize("sizes", [(2, 2, 64, 64), (1, 2, 128, 128)], ids=str)
+def test_traffic_of_erasure(sizes, name):
+    """The state is read once and written once here too."""
+    B, H, K, _ = sizes
+    (q, k, v, la, _), state = one(*sizes, decay="BTHK", dtype=torch.float32)
+    options = erasure(name, B, H, K, torch.float32)
+    erased = leaves(*options.values()) if name == "beta" else leaves(*options["erase_t"])
+    with count() as cost:
+        o, new = step(q, k, v, la, state=state, backend="triton", inplace=True, **options)
+    assert cost.launches == 1
+    assert cost.moved <= 1.03 * (nbytes(q, k, v, la, state, *erased) + nbytes(o, new))
 
 
 def test_traffic_without_a_state():
