@@ -259,7 +259,7 @@ def transnormer_llm_lightning(budget: Budget, tally: Tally) -> None:
                 }
                 tokens = Tokens(torch.zeros(1, 1, dtype=torch.int64), None)
                 rates: list[Any] = [
-                    m.double().operands(x, None, tokens).log_decay
+                    m.double().operands(x, m.initial_state(1, dtype=x.dtype), tokens).log_decay
                     for m in (TransNormerLLM(1, lrpe=False, **options), LightningAttention(1, **options))
                 ]
                 if not torch.equal(rates[0], rates[1]):
@@ -284,7 +284,7 @@ def hgrn_zero_phase(budget: Budget, tally: Tally) -> None:
             both.theta.zero_()
             position = torch.arange(T).expand(2, T)
             for form in forms.FORMS:
-                core = both.operands(x, None, Tokens(position, None))
+                core = both.operands(x, both.initial_state(2, dtype=x.dtype), Tokens(position, None))
                 o, _ = recurrence(core.q, core.k, core.v, None, core.log_decay_v, form=form)
                 for i, part in enumerate(("real", "imaginary")):
                     rows = slice(i * D, (i + 1) * D)
@@ -292,7 +292,7 @@ def hgrn_zero_phase(budget: Budget, tally: Tally) -> None:
                     real.forget_gate = both.forget_gate
                     real.input_proj.weight.copy_(both.input_proj.weight[rows])
                     real.input_proj.bias.copy_(both.input_proj.bias[rows])
-                    core = real.operands(x, None, Tokens(position, None))
+                    core = real.operands(x, real.initial_state(2, dtype=x.dtype), Tokens(position, None))
                     expected, _ = recurrence(core.q, core.k, core.v, None, core.log_decay_v, form=form)
                     what = f"{part} part, {form}, T = {T}, seed {seed}"
                     tally.error(compare(what, "θ = 0", o[..., rows], expected, expected.abs().max(), 1e-12))
