@@ -14,15 +14,24 @@ from .comba import Comba
 from .delta_net import DeltaNet
 from .gated_delta_net import GatedDeltaNet
 from .gated_delta_product import GatedDeltaProduct
+from .gateloop import GateLoop
 from .hgrn import HGRN
 from .kimi_delta_attention import KimiDeltaAttention
 from .lightning_attention import LightningAttention
 from .linear_attention import LinearAttention
+from .longhorn import Longhorn
+from .lru import LRU
 from .mamba import Mamba
 from .mamba2 import Mamba2
+from .mamba3 import Mamba3
+from .minimal_rnn import MinGRU, MinLSTM
 from .mlstm import MLSTM
 from .rg_lru import RGLRU
 from .rwkv4 import RWKV4
+from .rwkv6 import RWKV6
+from .rwkv7 import RWKV7
+from .s4d import S4D
+from .s5 import S5
 from .softmax_attention import SoftmaxAttention
 from .transnormer import TransNormer, TransNormerLLM
 
@@ -94,6 +103,14 @@ REGISTRY: dict[str, Entry] = {
             "Ling Team 2025, arXiv:2510.19338",
         ),
         Entry(
+            "rwkv6",
+            RWKV6,
+            "linear attention",
+            "by the input, one for each key channel",
+            "token shift; bonus for the current token; output gate (silu)",
+            "Peng et al. 2024, arXiv:2404.05892",
+        ),
+        Entry(
             "deltanet",
             DeltaNet,
             "delta rule",
@@ -134,6 +151,14 @@ REGISTRY: dict[str, Entry] = {
             "Hu et al. 2025, arXiv:2506.02475",
         ),
         Entry(
+            "rwkv7",
+            RWKV7,
+            "delta rule",
+            "by the input, one for each key channel; what a key of its own retrieves is erased",
+            "token shift; erasing rate; output gate",
+            "Peng et al. 2025, arXiv:2503.14456",
+        ),
+        Entry(
             "mamba",
             Mamba,
             "state space",
@@ -164,6 +189,70 @@ REGISTRY: dict[str, Entry] = {
             "by the input, one for each channel, bounded from below; rotation",
             "forget gate tied to the input gate; output gate (sigmoid)",
             "Qin et al. 2023, arXiv:2311.04823",
+        ),
+        Entry(
+            "mamba3",
+            Mamba3,
+            "state space",
+            "by the input, one for each head: exp(ΔA); rotation by the input",
+            "step size, trapezoidal rule, input and output maps; output gate (silu)",
+            "Lahoti et al. 2026, arXiv:2603.15569",
+        ),
+        Entry(
+            "s4d",
+            S4D,
+            "state space",
+            "constant, one for each channel and state: exp(ΔA); rotation",
+            "none",
+            "Gu et al. 2022, arXiv:2206.11893",
+        ),
+        Entry(
+            "s5",
+            S5,
+            "state space",
+            "constant, one for each state: exp(ΔΛ); rotation",
+            "none",
+            "Smith et al. 2022, arXiv:2208.04933",
+        ),
+        Entry(
+            "lru",
+            LRU,
+            "linear rnn",
+            "constant, one for each state; rotation",
+            "none; inputs normalised by the decay",
+            "Orvieto et al. 2023, arXiv:2303.06349",
+        ),
+        Entry(
+            "longhorn",
+            Longhorn,
+            "state space",
+            "by the input, one for each channel and state: 1 - Δk²",
+            "step size tied to the decay, input and output maps; output gate (silu)",
+            "Liu et al. 2024, arXiv:2407.14207",
+        ),
+        Entry(
+            "mingru",
+            MinGRU,
+            "linear rnn",
+            "by the input, one for each channel",
+            "forget gate tied to the input gate",
+            "Feng et al. 2024, arXiv:2410.01201",
+        ),
+        Entry(
+            "minlstm",
+            MinLSTM,
+            "linear rnn",
+            "by the input, one for each channel",
+            "forget and input gate, which sum to 1",
+            "Feng et al. 2024, arXiv:2410.01201",
+        ),
+        Entry(
+            "gateloop",
+            GateLoop,
+            "linear attention",
+            "by the input, one for each channel; rotation by the input",
+            "none",
+            "Katsch 2023, arXiv:2311.01927",
         ),
         Entry(
             "rg-lru",

@@ -15,7 +15,7 @@ from .sequences import previous
 class RWKV6(RecurrentMixer):
     """RWKV-6 time mixing: a decay per key channel, and a bonus for the current token.
 
-        x^z_t = x_t + (x_{t-1} - x_t) ∘ (μ_z + tanh((x_t + (x_{t-1} - x_t) ∘ μ_x) A_z) B_z)    z = w, k, v, r, g
+        x^z_t = x_t + d_t ∘ (μ_z + tanh((x_t + d_t ∘ μ_x) A_z) B_z), d_t = x_{t-1} - x_t    z = w, k, v, r, g
         k, v, r, g = W_k x^k, W_v x^v, W_r x^r, W_g x^g        log w = -exp(ω + tanh(x^w A) B)
         o_t = (S_{t-1} + (u ∘ k_t) v_tᵀ)ᵀ r_t        S_t = diag(w_t) S_{t-1} + k_t v_tᵀ
         y = W_o (LayerNorm_head(o) ∘ silu(g))

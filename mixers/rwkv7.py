@@ -15,7 +15,7 @@ from .sequences import previous
 
 
 class RWKV7(RecurrentMixer):
-    """RWKV-7 time mixing: what one key retrieves is removed at a rate per channel, what another holds is added.
+    """RWKV-7 time mixing: one key erases at a rate per channel, another one writes.
 
         x^z_t = x_t + μ_z ∘ (x_{t-1} - x_t)        z = r, w, k, v, a, g
         r, k, v = W_r x^r, W_k x^k, W_v x^v        a = σ(a_0 + A_a x^a)        g = G_2 σ(G_1 x^g)
@@ -35,8 +35,8 @@ class RWKV7(RecurrentMixer):
             2.5 √d_model and 5 √d_model, in multiples of 32, as released.
         eps: of the norm, which runs over each head.
 
-    This is the time mixing of a first layer. In later layers of the paper's models v is moved towards the v of
-    layer 0 by a gate: a connection between layers, which a mixer by itself does not have.
+    This is the time mixing of a first layer. In later layers of the paper's models v is moved towards the
+    v of layer 0 by a gate: a connection between layers, which a mixer by itself does not have.
 
     Raises:
         TypeError: an option of another type.
@@ -44,7 +44,7 @@ class RWKV7(RecurrentMixer):
             below num_layers; a size below 1.
 
     Paper: Peng et al. 2025, "RWKV-7 'Goose' with Expressive Dynamic State Evolution" (arXiv:2503.14456),
-        section 4, eq. 3 to 24. |x| is √(Σx² + 1e-12), where the released code has max(|x|, 1e-12).
+        section 4, eq. 3 to 24. |x| is √(Σx² + 1e-24), where the released code has max(|x|, 1e-12).
         Initialisation as released: powers of i/d_model for μ, ξ, w_0 and a_0 by channel, α = 1.02,
         ρ = -0.04, the first factor of the low-rank maps 0 and the second orthogonal times 0.1, W_r and W_v
         uniform in ±0.5 d_model^{-1/2}, W_k in a tenth of that, W_o = 0, the norm's weight ((l + 1)/L)^0.7.
@@ -74,7 +74,7 @@ class RWKV7(RecurrentMixer):
         self.num_heads = H = head_count(d_model, num_heads)
         self.head_dim = K = head_size(d_model, H, head_dim)
         inner = H * K
-        self.mix = nn.Parameter(torch.empty(6, d_model))  # r, w, k, v, a, g
+        self.shifts = nn.Parameter(torch.empty(6, d_model))  # r, w, k, v, a, g
         self.r_proj, self.k_proj, self.v_proj = (nn.Linear(d_model, inner, bias=False) for _ in range(3))
         decay_rank, rate_rank = rank("decay_rank", decay_rank, 2.5), rank("rate_rank", rate_rank, 2.5)
         self.w_lora = low_rank(d_model, decay_rank, inner, nn.Tanh(), bias=True)
@@ -94,7 +94,7 @@ class RWKV7(RecurrentMixer):
     @torch.no_grad()
     def _initialise(self, depth: float, before: float, after: float) -> None:
         power = torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None] * (1 - before)
-        self.mix.copy_(1 - (torch.arange(self.d_model) / self.d_model) ** power)
+        self.shifts.copy_(1 - (torch.arange(self.d_model) / self.d_model) ** power)
         i = torch.arange(self.k_k.numel())
         line = i / max(len(i) - 1, 1)
         zigzag = 2 * (i % self.head_dim) / max(self.head_dim - 1, 1) - 1
@@ -113,14 +113,14 @@ class RWKV7(RecurrentMixer):
     def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         assert state.window is not None
         before, window = previous(x, state.window, tokens)
-        shifted = x[:, :, None] + self.mix * (before - x)[:, :, None]
+        shifted = x[:, :, None] + self.shifts * (before - x)[:, :, None]
         xr, xw, xk, xv, xa, xg = shifted.to(x.dtype).unbind(2)
         acc = accumulation(x.dtype)
         la = -math.exp(-0.5) * torch.sigmoid(self.w_lora(xw).to(acc))
         a, k = torch.sigmoid(self.a_lora(xa).to(acc)), self.k_proj(xk).to(acc)
         parts = (self.r_proj(xr), la, k * self.k_k, k * (1 + (a - 1) * self.k_a), self.v_proj(xv), a)
         r, la, kappa, k, v, a = (y.unflatten(-1, (self.num_heads, -1)) for y in parts)
-        kappa = l2_normalise(kappa, 1e-12)
+        kappa = l2_normalise(kappa, 1e-24)
         bonus = (r.to(acc) * self.r_k * k).sum(-1, keepdim=True) * v
         rest = (bonus.flatten(-2).to(v.dtype), self.g_lora(xg))
         return Core(r, k, v, la, erase=(-a * kappa, kappa), window=window, rest=rest)

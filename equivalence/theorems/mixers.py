@@ -63,6 +63,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"num_heads": 4, "num_key_heads": 2, "head_v_dim": 3, "correction": 0.02},
         {"conv_width": 1, "use_conv_bias": True, "erase_decayed": False},
     ),
+    "rwkv6": (
+        {},
+        {"num_heads": 2, "layer_idx": 1, "num_layers": 3, "mix_rank": 3, "decay_rank": 2},
+        {"num_heads": 3, "head_dim": 2},
+    ),
+    "rwkv7": (
+        {},
+        {"num_heads": 2, "layer_idx": 1, "num_layers": 3, "decay_rank": 2, "rate_rank": 3, "gate_rank": 4},
+        {"num_heads": 3, "head_dim": 2},
+    ),
     "mamba": (
         {},
         {"d_state": 3, "conv_width": 2, "expand": 1, "use_conv_bias": False},

@@ -26,6 +26,13 @@ def rms(x: Tensor, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
+def head_norm(layer: Any, x: Tensor) -> Tensor:
+    """LayerNorm of every head of x [T, H, D], side by side."""
+    x = x - x.mean(-1, keepdim=True)
+    normed = rms(x, layer.eps).flatten(1) * layer.weight
+    return normed if layer.bias is None else normed + layer.bias
+
+
 def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 

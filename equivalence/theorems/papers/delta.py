@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .common import Paper, convolved, heads, linear, rms, silu
+from .common import Paper, convolved, head_norm, heads, linear, rms, silu
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -118,10 +119,34 @@ def comba(m: Any, x: Tensor) -> Tensor:
     return _gated(m, x, out, torch.sigmoid(linear(m.g_proj, x)))
 
 
+def rwkv7(m: Any, x: Tensor) -> Tensor:
+    """Peng et al. 2025, eq. 3 to 24: wkv_t = wkv_{t-1} (diag(w) - κ̂ᵀ(a ⊙ κ̂)) + vᵀ k̃, of a first layer."""
+    before = torch.cat([x.new_zeros(1, x.shape[1]), x[:-1]])
+    xr, xw, xk, xv, xa, xg = (torch.lerp(x, before, mu) for mu in m.shifts)
+    r, k, v = linear(m.r_proj, xr), linear(m.k_proj, xk), linear(m.v_proj, xv)
+    a = torch.sigmoid(linear(m.a_lora[1], linear(m.a_lora[0], xa)))
+    w = torch.sigmoid(linear(m.w_lora[2], torch.tanh(linear(m.w_lora[0], xw))))
+    w = torch.exp(-math.exp(-0.5) * w)
+    g = linear(m.g_lora[2], torch.sigmoid(linear(m.g_lora[0], xg)))
+    kappa, k = k * m.k_k, k * torch.lerp(torch.ones_like(a), a, m.k_a)
+    r, w, kappa, k, v, a = (heads(y, m.num_heads) for y in (r, w, kappa, k, v, a))
+    kappa = kappa / kappa.square().sum(-1, keepdim=True).sqrt()
+    out, bonus = torch.zeros_like(v), torch.zeros_like(v)
+    for h in range(m.num_heads):
+        wkv = x.new_zeros(m.head_dim, m.head_dim)
+        for t in range(len(x)):
+            transition = torch.diag(w[t, h]) - torch.outer(kappa[t, h], a[t, h] * kappa[t, h])
+            wkv = wkv @ transition + torch.outer(v[t, h], k[t, h])
+            out[t, h] = wkv @ r[t, h]
+            bonus[t, h] = (r[t, h] @ (m.r_k[h] * k[t, h])) * v[t, h]
+    return linear(m.o_proj, g * (head_norm(m.ln_x, out) + bonus.flatten(1)))
+
+
 DELTA: dict[str, Paper] = {
     "deltanet": deltanet,
     "gated-deltanet": gated_deltanet,
     "gated-deltaproduct": gated_deltaproduct,
     "kda": kda,
     "comba": comba,
+    "rwkv7": rwkv7,
 }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common import Paper, heads, linear, rms, silu
+from .common import Paper, head_norm, heads, linear, rms, silu
 
 
 def _rotated(x: Tensor, dim: int, base: float) -> Tensor:
@@ -50,6 +50,28 @@ def lightning_bailing(m: Any, x: Tensor) -> Tensor:
     return linear(m.dense, normed * torch.sigmoid(linear(m.g_proj, x)))
 
 
+def rwkv6(m: Any, x: Tensor) -> Tensor:
+    """Peng et al. 2024, eq. 9 to 18: o = r (s_{t-1} + diag(u) kᵀ v), s_t = diag(w) s_{t-1} + kᵀ v."""
+    before = torch.cat([x.new_zeros(1, x.shape[1]), x[:-1]])
+    base = torch.tanh(torch.lerp(x, before, m.time_maa_x) @ m.time_maa_w1).chunk(5, -1)
+    w, k, v, r, g = (
+        torch.lerp(x, before, mu + low @ up)
+        for mu, low, up in zip(m.time_maa, base, m.time_maa_w2, strict=True)
+    )
+    k, v, r, g = linear(m.key, k), linear(m.value, v), linear(m.receptance, r), linear(m.gate, g)
+    w = torch.exp(-torch.exp(m.time_decay + torch.tanh(w @ m.time_decay_w1) @ m.time_decay_w2))
+    w, k, v, r = (heads(y, m.num_heads) for y in (w, k, v, r))
+    out = torch.zeros_like(v)
+    for h in range(m.num_heads):
+        S = x.new_zeros(m.head_dim, m.head_dim)
+        for t in range(len(x)):
+            now = torch.outer(k[t, h], v[t, h])
+            out[t, h] = r[t, h] @ (S + torch.diag(m.time_faaaa[h]) @ now)
+            S = torch.diag(w[t, h]) @ S + now
+    return linear(m.output, head_norm(m.ln_x, out) * silu(g))
+
+
 GATED_ATTENTION: dict[str, Paper] = {
     "lightning-bailing": lightning_bailing,
+    "rwkv6": rwkv6,
 }
