@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ...kernels import forms
+from ...kernels import forms, recurrence
+from ...kernels.operator import DELTA_FORMS
 from ...kernels.order import ALL_ORDERS
 from ...kernels.steps import Steps
 from ..theorem import Budget, Collection, Counterexample, Tally
@@ -159,3 +160,68 @@ def lattice_operator(budget: Budget, tally: Tally) -> None:
                                 f"read={read!r}, reverse={reverse}, seed {seed}"
                             )
                     tally.cases += 1
+
+
+def _unit(g: torch.Generator, *sizes: int) -> Tensor:
+    """Vectors of the last dimension with a single entry, 1 or -1."""
+    *lead, D = sizes
+    one = torch.nn.functional.one_hot(torch.randint(D, lead, generator=g), D)
+    return one * (2.0 * torch.randint(2, (*lead, 1), generator=g) - 1)
+
+
+@THEOREMS(
+    "lattice/delta",
+    "With keys that have a single entry of ±1, β of 0, 1 and 2 and decays of 1 and 0, outputs, final state "
+    "and all gradients of the delta rule are whole numbers, and the same for every form and dtype, bit for "
+    "bit. So it is for the general erasure by x = -β y.",
+    "q, v, state and the gradients of the results in {-1, 0, 1}; both reads and directions; float32 and "
+    "float64",
+    "bitwise",
+)
+def lattice_delta(budget: Budget, tally: Tally) -> None:
+    B, T, H, K, V = 2, 24, 2, 4, 3
+    for seed in range(budget.pick(2, 12)):
+        for i, (read, reverse) in enumerate(
+            [("after", False), ("after", True), ("before", False), ("before", True)]
+        ):
+            g = torch.Generator().manual_seed(budget.seed + seed)
+            general = bool((i + seed) % 2)
+            q, v, S = _ternary(g, B, T, H, K), _ternary(g, B, T, H, V), _ternary(g, B, H, K, V)
+            k, la = _unit(g, B, T, 1, K), _lattice_decays(g, 0.0, 0.1, B, T, H, K)
+            beta = torch.randint(0, 3, (B, T, H), generator=g).float()
+            do, dS = _ternary(g, B, T, H, V), _ternary(g, B, H, K, V)
+            inputs = {"q": q, "k": k, "v": v, "log_decay": la, "initial_state": S, "beta": beta}
+            if general:
+                y = _unit(g, B, T, H, K)
+                inputs = {**inputs, "x": -beta[..., None] * y, "y": y}
+                del inputs["beta"]
+            results = {}
+            for dtype in (torch.float64, torch.float32):
+                for form in DELTA_FORMS:
+                    x = {n: z.to(dtype).requires_grad_() for n, z in inputs.items()}
+                    erase = (x["x"], x["y"]) if general else None
+                    o, end = recurrence(
+                        x["q"],
+                        x["k"],
+                        x["v"],
+                        x["log_decay"],
+                        beta=x.get("beta"),
+                        erase=erase,
+                        initial_state=x["initial_state"],
+                        read=read,
+                        reverse=reverse,
+                        form=form,
+                        chunk_size=8,
+                    )
+                    loss = (o * do.to(dtype)).sum() + (end * dS.to(dtype)).sum()
+                    results[form, dtype] = [o, end, *torch.autograd.grad(loss, list(x.values()))]
+            names = ["the outputs", "the final state", *(f"the gradient of {n}" for n in inputs)]
+            expected = results["recurrent", torch.float64]
+            for (form, dtype), found in results.items():
+                for name, a, b in zip(names, found, expected, strict=True):
+                    if not torch.equal(a.double(), b) or not torch.equal(b, b.round()):
+                        raise Counterexample(
+                            f"{name} of the {form} form in {dtype} are not those of the recurrence, for "
+                            f"read={read!r}, reverse={reverse}, seed {seed}"
+                        )
+                tally.cases += 1
