@@ -13,21 +13,49 @@ from torch import Tensor, nn
 
 from ..arguments import shown
 from ..base import MixerState, RecurrentMixer
+from .padding import Padding
 
 
-class Adapter(nn.Module):
+class Masked(nn.Module):
+    """Knows which tokens are padding.
+
+    Attributes:
+        unmasked: whether the model hands no attention mask on to it.
+        padding: knows the mask all the same.
+    """
+
+    unmasked = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.padding = Padding()
+
+    def valid(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """Which tokens of x [B, T, d_model] there are, by the last T columns of a mask [B, S]; None: all."""
+        if self.unmasked:
+            mask = self.padding.mask
+        if mask is None or mask.ndim != 2:
+            return None
+        valid = mask[:, mask.shape[1] - x.shape[1] :] != 0
+        return None if bool(valid.all()) else valid
+
+
+class Adapter(Masked):
     """A mixer of ours that is called as `theirs` was.
 
     Attributes:
         mixer: ours, with the weights.
         layer_idx: its place in the model's cache.
+        indexed: whether it has such a place.
     """
+
+    indexed = True
 
     def __init__(self, mixer: RecurrentMixer, theirs: nn.Module, layer_idx: int | None = None) -> None:
         super().__init__()
         self.mixer = mixer
         found = getattr(theirs, "layer_idx", layer_idx)
-        if not isinstance(found, int):
+        if self.indexed and not isinstance(found, int):
             raise ValueError(
                 f"layer_idx of {type(theirs).__name__} is {shown(found)}; accepted: a whole number, "
                 "or the whole model"
@@ -38,14 +66,8 @@ class Adapter(nn.Module):
     def mix(
         self, x: Tensor, state: MixerState | None, mask: Tensor | None = None
     ) -> tuple[Tensor, MixerState]:
-        """x [B, T, d_model]; mask [B, S] is not 0 where a token is valid, and its last T columns count."""
-        T = x.shape[1]
-        valid = None
-        if mask is not None and mask.ndim == 2:
-            valid = mask[:, mask.shape[1] - T :] != 0
-            if bool(valid.all()):
-                valid = None
-        if T != 1:
+        valid = self.valid(x, mask)
+        if x.shape[1] != 1:
             return self.mixer(x, state, valid)
         y, state = self.mixer.step(x[:, 0], state, None if valid is None else valid[:, 0])
         return y[:, None], state

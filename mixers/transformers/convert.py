@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import checks
 from ..base import RecurrentMixer
-from .adapters import Adapter
+from .adapters import Masked
+from .padding import Padding, models
 from .recipe import Recipe
-from .table import RECIPES
+from .table import ALSO, RECIPES
+
+Known = TypeVar("Known")
 
 
 def from_transformers(module: Any) -> Any:
@@ -43,28 +46,39 @@ def from_transformers(module: Any) -> Any:
     recipe = recipe_of(module)
     if recipe is not None:
         return convert(module, recipe)
-    places: list[tuple[str, nn.Module]] = []
-    if isinstance(module, nn.Module):
-        # A module that stands in two places is named twice.
-        places = [(name, m) for name, m in module.named_modules(remove_duplicate=False) if recipe_of(m)]
-    if not places:
+    # A module that stands in two places is named twice.
+    named = list(module.named_modules(remove_duplicate=False)) if isinstance(module, nn.Module) else []
+    if not any(recipe_of(m) for _, m in named):
         raise TypeError(f"module is {type(module).__name__}; accepted: {known()}")
-    adapters: dict[nn.Module, Adapter] = {}
-    for name, m in places:  # all before any takes its place: after an error the model is as it was
-        recipe = recipe_of(m)
-        if recipe is not None and m not in adapters:
-            adapters[m] = recipe.adapter(convert(m, recipe), m, _layer_idx(name))
-    for name, m in places:
-        module.set_submodule(name, adapters[m])
+    new: dict[nn.Module, Masked] = {}
+    for name, m in named:  # all before any takes its place: after an error the model is as it was
+        recipe, also = recipe_of(m), _known_by_name(m, ALSO)
+        if recipe is not None and m not in new:
+            new[m] = recipe.adapter(convert(m, recipe), m, _layer_idx(name))
+        elif also is not None and m not in new:
+            new[m] = also(m).train(m.training)
+    for name, m in named:
+        if m in new:
+            module.set_submodule(name, new[m])
+    unmasked = [m for m in new.values() if m.unmasked]
+    if unmasked:
+        padding = Padding()
+        padding.watch(models(module))
+        for adapter in unmasked:
+            adapter.padding = padding
     return module
 
 
 def recipe_of(module: Any) -> Recipe | None:
+    return _known_by_name(module, RECIPES)
+
+
+def _known_by_name(module: Any, table: dict[tuple[str, str], Known]) -> Known | None:
     """By the names of the module's class and of those it derives from."""
     for cls in type(module).__mro__:
         place = re.fullmatch(r"transformers\.models\.(\w+)\.modeling_\1", cls.__module__)
-        if place and (place[1], cls.__name__) in RECIPES:
-            return RECIPES[place[1], cls.__name__]
+        if place and (place[1], cls.__name__) in table:
+            return table[place[1], cls.__name__]
     return None
 
 

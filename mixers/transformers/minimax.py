@@ -14,7 +14,11 @@ from .recipe import Recipe, accepts, same
 
 
 class MiniMaxAdapter(Adapter):
-    """For `MiniMaxCache`: get_linear_cache, set_linear_cache."""
+    """For `MiniMaxCache`, with its get_linear_cache and set_linear_cache.
+
+    The cache tells its length, from which masks and positions are made, by what its layer 0 has of keys.
+    Where that layer is one of these, it is given keys of one zero a token to be counted.
+    """
 
     def forward(
         self,
@@ -31,6 +35,9 @@ class MiniMaxAdapter(Adapter):
         y, state = self.mix(hidden_states, state, attention_mask)
         if cache is not None:
             cache.set_linear_cache(self.layer_idx, state.recurrent)
+            if self.layer_idx == 0:
+                counted = hidden_states.new_zeros(*hidden_states.shape[:2], 1)[:, None]
+                cache.update(counted, counted, 0)
         return y, state.recurrent
 
 

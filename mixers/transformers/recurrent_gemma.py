@@ -18,8 +18,10 @@ class RecurrentGemmaAdapter(CacheLayerAdapter):
     """Theirs [B, channels], kept in the module; ours [B, 1, 1, channels], in the cache's layer.
 
     A token at position 0 begins a sequence: nothing before it is looked at, neither by the recurrence nor by
-    the convolution. So padding on the left of it changes nothing.
+    the convolution.
     """
+
+    unmasked = True
 
     def to_ours(self, recurrent: Tensor) -> Tensor:
         return recurrent[:, None, None]
@@ -36,12 +38,16 @@ class RecurrentGemmaAdapter(CacheLayerAdapter):
         cache: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        position = position_ids.expand(input_states.shape[:2])
-        state = self.read(cache, input_states) or self.mixer.initial_state(
-            len(input_states), input_states.device, input_states.dtype
-        )
-        state = replace(state, position=position[:, 0].clone())
-        y, state = self.documents(input_states, position == 0, state)
+        x, position = input_states, position_ids.expand(input_states.shape[:2])
+        before, valid = self.read(cache, x), self.valid(x)
+        if valid is None:
+            state = before or self.mixer.initial_state(len(x), x.device, x.dtype)
+            y, state = self.documents(x, position == 0, replace(state, position=position[:, 0].clone()))
+        else:
+            if before is not None:
+                first = valid.to(torch.uint8).argmax(1, keepdim=True)
+                before = replace(before, position=position.gather(1, first)[:, 0])
+            y, state = self.mix(x, before)
         if cache is not None:
             self.write(cache, state)
         return y, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..rwkv4 import RWKV4
-from .adapters import Adapter
+from .adapters import Adapter, Masked
 from .recipe import Recipe, same
 
 
@@ -16,6 +16,8 @@ class RWKVAdapter(Adapter):
     """Their state: five tensors [B, channels, layers]. This layer has the last token in [1], and in [2], [3]
     and [4] the sums above and below the fraction bar and their maximum. Ours: [above, below]
     [B, 1, 1, 2 channels], and the maximum as the stabiliser."""
+
+    unmasked = True
 
     def __init__(self, mixer: Any, theirs: nn.Module, layer_idx: int | None = None) -> None:
         super().__init__(mixer, theirs, theirs.layer_id)  # type: ignore[arg-type]
@@ -46,8 +48,41 @@ class RWKVAdapter(Adapter):
         return y, state
 
 
+class FeedForward(Masked):
+    """Their channel mixing, which looks at the token before as well, called so that rows do not mix.
+
+    Theirs adds [B, channels] to [B, 1, channels] when it goes on by one token, which is [B, B, channels]. It
+    is given two tokens here, the one before and this one.
+    """
+
+    unmasked = True
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self.theirs = theirs
+
+    @property
+    def value(self) -> nn.Module:
+        """The model scales its weight by powers of two."""
+        return self.theirs.value
+
+    def forward(
+        self, hidden: Tensor, state: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        valid = self.valid(hidden)
+        if valid is not None:
+            hidden = torch.where(valid[..., None], hidden, torch.zeros_like(hidden))
+        if state is None:
+            return self.theirs(hidden)
+        last = state[0][:, :, self.theirs.layer_id]
+        y, _ = self.theirs(torch.cat([last[:, None], hidden], 1))
+        last.copy_(hidden[:, -1])
+        return y[:, 1:], state
+
+
 def build(theirs: Any) -> RWKV4:
     return RWKV4(theirs.key.in_features, width=theirs.attention_hidden_size)
 
 
+ALSO = {("rwkv", "RwkvFeedForward"): FeedForward}
 RECIPES = (Recipe("rwkv", "RwkvSelfAttention", build, same, RWKVAdapter),)

@@ -18,6 +18,9 @@ class XLSTMAdapter(Adapter):
 
     Ours: [C, n] [B, H, K, V + 1], and m as the stabiliser."""
 
+    indexed = False
+    unmasked = True
+
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
         before = None
         if state is not None:
