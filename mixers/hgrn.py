@@ -35,6 +35,30 @@ class LowerBounds(nn.Module):
         return p[1 : layer_idx + 1].sum(0)
 
 
+def checked_bound(
+    lower_bound: float | LowerBounds | None, layer_idx: int, num_layers: int, channels: int
+) -> float | LowerBounds:
+    """The option `lower_bound` of a layer, l/L by default."""
+    if lower_bound is None:
+        return layer_idx / num_layers
+    if not isinstance(lower_bound, LowerBounds):
+        return number("lower_bound", lower_bound, 0, 1, also=", a LowerBounds, or None")
+    accepted = (num_layers, channels)
+    if tuple(lower_bound.gamma.shape) != accepted:
+        raise ValueError(
+            f"lower_bound holds {list(lower_bound.gamma.shape)} bounds; accepted: "
+            f"[num_layers, channels] = {list(accepted)}"
+        )
+    return lower_bound
+
+
+def layer_bound(lower_bound: float | LowerBounds, layer_idx: int, like: Tensor) -> Tensor:
+    """γ of a layer: [channels] or []."""
+    if isinstance(lower_bound, LowerBounds):
+        return lower_bound(layer_idx).to(like.dtype)
+    return like.new_full((), lower_bound)
+
+
 def log_forget(z: Tensor, bound: Tensor) -> Tensor:
     """log f for f = γ + (1 - γ) σ(z), γ in [0, 1): relative precision at both ends, finite gradients.
 
@@ -95,18 +119,7 @@ class HGRN(RecurrentMixer):
         self.complex = flag("complex", complex)
         self.channels = whole("expand", expand) * d_model
         self.layer_idx, self.num_layers = layer_idx, num_layers
-        if lower_bound is None:
-            lower_bound = layer_idx / num_layers
-        if isinstance(lower_bound, LowerBounds):
-            accepted = (num_layers, self.channels)
-            if tuple(lower_bound.gamma.shape) != accepted:
-                raise ValueError(
-                    f"lower_bound holds {list(lower_bound.gamma.shape)} bounds; accepted: "
-                    f"[num_layers, channels] = {list(accepted)}"
-                )
-        else:
-            number("lower_bound", lower_bound, 0, 1, also=", a LowerBounds, or None")
-        self.lower_bound = lower_bound
+        self.lower_bound = checked_bound(lower_bound, layer_idx, num_layers, self.channels)
         width = 2 * self.channels if complex else self.channels
         self.input_proj = nn.Linear(d_model, width, bias=bias)
         self.forget_gate = nn.Linear(d_model, self.channels, bias=bias)
@@ -123,7 +136,7 @@ class HGRN(RecurrentMixer):
         z = self.forget_gate(x)
         acc = accumulation(z.dtype)
         z = z.to(acc)
-        bound = self._bound(z)
+        bound = layer_bound(self.lower_bound, self.layer_idx, z)
         lb = log_forget(z, bound)
         write = (1 - bound) * torch.sigmoid(-z)  # 1 - f, without the difference
         rest: tuple[Tensor, ...] = ()
@@ -146,8 +159,3 @@ class HGRN(RecurrentMixer):
             re, im = h.chunk(2, -1)
             h = torch.cat([re * cos - im * sin, re * sin + im * cos], -1).to(h.dtype)
         return self.out_proj(self.norm(torch.sigmoid(self.output_gate(x)) * h))
-
-    def _bound(self, like: Tensor) -> Tensor:
-        if isinstance(self.lower_bound, LowerBounds):
-            return self.lower_bound(self.layer_idx).to(like.dtype)
-        return like.new_full((), self.lower_bound)
