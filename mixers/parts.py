@@ -16,7 +16,8 @@ from .base import Tokens, accumulation
 class ShortConvolution(nn.Conv1d):
     """Causal depthwise convolution over time: y_t = b + Σ_j w_j x_{t - width + 1 + j}.
 
-    Parameters are those of the depthwise `nn.Conv1d` it is: weight [channels, 1, width], bias.
+    Parameters are those of the depthwise `nn.Conv1d` it is: weight [channels, 1, width], bias. They may be
+    of a wider dtype than x.
     """
 
     def __init__(self, channels: int, width: int, bias: bool = True) -> None:
@@ -30,7 +31,7 @@ class ShortConvolution(nn.Conv1d):
         if window is None:
             window = x.new_zeros(x.shape[0], past, x.shape[2])
         seen = torch.cat([window.to(x.dtype), x], 1)
-        y = F.conv1d(seen.mT, self.weight, self.bias, groups=self.groups).mT
+        y = F.conv1d(seen.mT.to(self.weight.dtype), self.weight, self.bias, groups=self.groups).mT.to(x.dtype)
         if tokens.lengths is None:
             return y, seen[:, x.shape[1] :]
         last = tokens.lengths[:, None] + torch.arange(past, device=x.device)
@@ -54,6 +55,7 @@ class ShortConvolution(nn.Conv1d):
             y = y + torch.where(index[:, None] >= back, within, before) * self.weight[:, 0, past - back]
         if self.bias is not None:
             y = y + self.bias
+        y = y.to(x.dtype)
         place = lengths[:, None] - past + torch.arange(past, device=x.device)  # of the last inputs, [N, past]
         inside = x[0, (starts[:, None] + place).clamp(0, T - 1)]
         rows = torch.arange(lengths.shape[0], device=x.device)[:, None]
@@ -129,8 +131,26 @@ def init_softplus_decay(
 ) -> None:
     """exp(A_log) uniform in [low, high], softplus(dt_bias) log-uniform in [dt_min, dt_max], as in Mamba-2."""
     A_log.uniform_(low, high).log_()
-    dt = torch.empty_like(dt_bias).uniform_(math.log(dt_min), math.log(dt_max)).exp()
-    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+    dt_bias.copy_(inverse_softplus(log_uniform(len(dt_bias), dt_min, dt_max)))
+
+
+def log_uniform(n: int, low: float, high: float) -> Tensor:
+    """n numbers in [low, high], uniform in their logarithms."""
+    return torch.empty(n).uniform_(math.log(low), math.log(high)).exp()
+
+
+def inverse_softplus(y: Tensor) -> Tensor:
+    """x with log(1 + e^x) = y, for y > 0."""
+    return y + torch.log(-torch.expm1(-y))
+
+
+def zero_order_hold(dt: Tensor, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
+    """(e^{Δλ} - 1) / λ for λ = re + i im with re < 0, real and imaginary part, without cancellation."""
+    size, angle = dt * re, dt * im
+    above = torch.expm1(size) * angle.cos() - 2 * torch.sin(angle / 2).square()
+    beside = size.exp() * angle.sin()
+    square = re.square() + im.square()
+    return (above * re + beside * im) / square, (beside * re - above * im) / square
 
 
 def block_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

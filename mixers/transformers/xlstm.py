@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import MixerState
+from ..base import MixerState, accumulation
 from ..mlstm import MLSTM
 from .adapters import Adapter
 from .recipe import Recipe, Tensors
@@ -22,17 +22,21 @@ class XLSTMAdapter(Adapter):
     unmasked = True
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
-        before = None
+        before, dtype = None, accumulation(x.dtype)
         if state is not None:
-            C, n, m = state
+            C, n, m = (part.to(dtype) for part in state)
             before = self.before(x, recurrent=torch.cat([C, n[..., None]], -1), stabiliser=m[..., 0])
+            dtype = state[2].dtype
         y, after = self.mix(x, before)
-        return y, to_theirs(after)
+        return y, to_theirs(after, dtype)
 
 
-def to_theirs(state: MixerState) -> tuple[Tensor, Tensor, Tensor]:
+def to_theirs(state: MixerState, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """With an m that a cache of this dtype holds exactly: what rounds it off, the matrices take up."""
     assert state.recurrent is not None and state.stabiliser is not None
-    return state.recurrent[..., :-1], state.recurrent[..., -1], state.stabiliser[..., None]
+    m = state.stabiliser.to(dtype).to(state.stabiliser.dtype)
+    held = state.recurrent * torch.exp(state.stabiliser - m)[..., None, None]
+    return held[..., :-1], held[..., -1], m[..., None]
 
 
 def build(theirs: Any) -> MLSTM:
