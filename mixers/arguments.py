@@ -25,6 +25,14 @@ def whole(name: str, x: object, also: str = "") -> int:
     return n
 
 
+def even(name: str, x: object) -> int:
+    accepted = "an even number from 2"
+    n = integer(name, x, accepted)
+    if n < 2 or n % 2:
+        raise ValueError(f"{name} is {n}; accepted: {accepted}")
+    return n
+
+
 def number(
     name: str, x: object, low: float, below: float = math.inf, above: bool = False, also: str = ""
 ) -> float:

@@ -21,8 +21,8 @@ class RWKV4(RecurrentMixer):
         y = W_o (r ∘ wkv)        w = exp(time_decay), u = time_first
 
     Reduction: K = 1, q = k = 1, read="before", V twice the channels; with m_t = max(m_{t-1} - w, k_t) kept
-    beside the state, log_decay_v = -w + m_{t-1} - m_t and v = [e^{k - m} v, e^{k - m}]. The current token with
-    its bonus u, and the division, are outside. The last x is kept in state.window.
+    beside the state, log_decay_v = -w + m_{t-1} - m_t and v = [e^{k - m} v, e^{k - m}]. The current token
+    with its bonus u, and the division, are outside. The last x is kept in state.window.
 
     Args:
         d_model: width of x and y.

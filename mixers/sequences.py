@@ -49,6 +49,27 @@ def last(x: Tensor, start: Tensor, tokens: Tokens) -> Tensor:
     return torch.where(n.reshape(-1, *(1 for _ in found.shape[1:])) > 0, found, start)
 
 
+def first(x: Tensor, tokens: Tokens) -> Tensor:
+    """x [B, T, ...] at the first token of every sequence, 0 where one has none: [N, ...]."""
+    if tokens.lengths is None:
+        return x[:, 0]
+    found = (
+        x[:, 0]
+        if tokens.cu_seqlens is None
+        else x[0, tokens.cu_seqlens[:-1].long().clamp(max=x.shape[1] - 1)]
+    )
+    some = (tokens.lengths > 0).reshape(-1, *(1 for _ in found.shape[1:]))
+    return torch.where(some, found, torch.zeros_like(found))
+
+
+def following(x: Tensor, tokens: Tokens) -> Tensor:
+    """x [B, T, ...] at the token after each, 0 where this call has none of its sequence."""
+    ends = torch.roll(_firsts(tokens), -1, 1)
+    if tokens.valid is not None:
+        ends = ends | ~torch.roll(tokens.valid, -1, 1)
+    return torch.where(_spread(ends, x), torch.zeros_like(x), torch.roll(x, -1, 1))
+
+
 def previous(x: Tensor, window: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """The token before each of x [B, T, channels], and the window after them.
 

@@ -98,6 +98,22 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
             "conv_width": 1,
         },
     ),
+    "mamba3": (
+        {"d_state": 6},
+        {"num_heads": 4, "n_groups": 2, "d_state": 5, "rope_fraction": 1.0, "use_norm": True},
+        {"head_dim": 3, "d_state": 4, "expand": 1, "A_floor": 0.7},
+    ),
+    "s4d": ({"d_state": 4}, {"d_state": 6, "init": "inv"}),
+    "s5": ({"d_state": 6}, {"d_state": 2, "dt_max": 1.0}),
+    "lru": ({}, {"d_state": 5, "r_min": 0.9, "max_phase": 0.3}),
+    "longhorn": (
+        {},
+        {"d_state": 3, "conv_width": 2, "expand": 1, "use_conv_bias": False, "use_bias": True},
+        {"conv_width": 1, "dt_rank": 3},
+    ),
+    "mingru": ({}, {"expand": 2, "positive_state": False, "bias": False}),
+    "minlstm": ({}, {"expand": 2, "positive_state": False, "bias": False}),
+    "gateloop": ({}, {"num_heads": 8, "bias": False}, {"num_heads": 1, "head_dim": 3}),
     "rg-lru": ({}, {"width": 12, "num_heads": 3, "conv_width": 2}, {"num_heads": 1, "conv_width": 1}),
     "mlstm": (
         {},

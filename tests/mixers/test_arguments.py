@@ -7,8 +7,19 @@ import torch
 
 from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, Mamba, TransNormerLLM, build
 
-HEADS = ("linear-attention", "transnormer", "transnormer-llm", "lightning", "softmax", "mamba2", "mlstm")
+HEADS = (
+    "linear-attention",
+    "transnormer",
+    "transnormer-llm",
+    "lightning",
+    "softmax",
+    "mamba2",
+    "mlstm",
+    "mamba3",
+    "gateloop",
+)
 LAYERS = ("transnormer-llm", "lightning", "hgrn", "hgrn-complex", "rwkv4")
+STEPS = ("mamba", "mamba2", "mamba3", "s4d", "s5")
 WHOLE = [
     *((name, "d_model") for name in REGISTRY),
     *((name, option) for name in HEADS for option in ("num_heads", "head_dim")),
@@ -16,6 +27,10 @@ WHOLE = [
     *(("softmax", option) for option in ("num_kv_heads", "rotary_dim")),
     ("hgrn", "expand"),
     *(("mamba2", option) for option in ("d_state", "expand", "conv_width", "n_groups")),
+    *(("mamba3", option) for option in ("d_state", "expand", "n_groups")),
+    *(("longhorn", option) for option in ("d_state", "expand", "conv_width", "dt_rank")),
+    ("lru", "d_state"),
+    *((name, "expand") for name in ("mingru", "minlstm")),
     *(("rg-lru", option) for option in ("width", "num_heads", "conv_width")),
     ("mlstm", "key_dim"),
     ("rwkv4", "width"),
@@ -25,7 +40,9 @@ NUMBERS = [
     *((name, "eps") for name in ("transnormer", "transnormer-llm", "lightning")),
     ("softmax", "rotary_base"),
     ("hgrn", "lower_bound"),
-    *((name, option) for name in ("mamba", "mamba2") for option in ("dt_min", "dt_max")),
+    *((name, option) for name in STEPS for option in ("dt_min", "dt_max")),
+    *(("mamba3", option) for option in ("rope_fraction", "A_floor")),
+    *(("lru", option) for option in ("r_min", "r_max", "max_phase")),
     *((name, "eps") for name in ("mamba2", "mlstm")),
     ("mlstm", "gate_soft_cap"),
     ("mlstm", "normaliser_eps"),
@@ -39,7 +56,10 @@ FLAGS = [
     ("mamba", "use_conv_bias"),
     *(("mamba2", option) for option in ("use_bias", "use_out_bias", "use_conv_bias", "use_norm")),
     ("mamba2", "norm_before_gate"),
-    ("mlstm", "bias"),
+    *((name, "bias") for name in ("mlstm", "mingru", "minlstm", "gateloop")),
+    *((name, "positive_state") for name in ("mingru", "minlstm")),
+    *(("longhorn", option) for option in ("use_bias", "use_conv_bias")),
+    ("mamba3", "use_norm"),
     ("mamba", "norm_weights"),
 ]
 
@@ -78,7 +98,7 @@ def test_flags(name: str, option: str) -> None:
             made(name, option, value)
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@pytest.mark.parametrize("name", STEPS)
 def test_step_sizes_rise(name: str) -> None:
     with pytest.raises(ValueError, match=r"^dt_min is 0.2; accepted: above 0 to dt_max = 0.1"):
         build(name, 8, dt_min=0.2)
@@ -108,9 +128,40 @@ def test_heads_divide_the_width() -> None:
         build("rg-lru", 4, width=8, num_heads=3)
 
 
-def test_groups_divide_heads() -> None:
+@pytest.mark.parametrize("name", ["mamba2", "mamba3"])
+def test_groups_divide_heads(name: str) -> None:
     with pytest.raises(ValueError, match=r"^n_groups is 3; accepted: a divisor of num_heads = 4"):
-        build("mamba2", 8, num_heads=4, n_groups=3)
+        build(name, 8, num_heads=4, n_groups=3)
+
+
+@pytest.mark.parametrize("name", ["s4d", "s5"])
+def test_even_states(name: str) -> None:
+    for d_state in (3, 0, -2):
+        with pytest.raises(ValueError, match=f"^d_state is {d_state}; accepted: an even number from 2"):
+            build(name, 8, d_state=d_state)
+    with pytest.raises(TypeError, match=r"^d_state is 4.0; accepted: an even number from 2"):
+        build(name, 8, d_state=4.0)
+
+
+def test_initialisation_of_s4d() -> None:
+    with pytest.raises(ValueError, match=r"^init is 'legs'; accepted: 'lin' or 'inv'"):
+        build("s4d", 8, init="legs")
+
+
+def test_ring() -> None:
+    for r_min, r_max in ((0.5, 0.5), (0.6, 0.5), (0.0, 1.5)):
+        message = f"^r_min is {r_min}, r_max {r_max}; accepted: 0 <= r_min < r_max <= 1"
+        with pytest.raises(ValueError, match=message):
+            build("lru", 8, r_min=r_min, r_max=r_max)
+
+
+def test_pairs_to_turn() -> None:
+    for fraction, d_state in ((1.5, 8), (0.25, 4), (1.0, 1)):
+        message = (
+            f"^rope_fraction is {fraction}, d_state {d_state}; accepted: a share up to 1 that holds a pair"
+        )
+        with pytest.raises(ValueError, match=message):
+            build("mamba3", 8, rope_fraction=fraction, d_state=d_state)
 
 
 @pytest.mark.parametrize("rotary_dim", [3, 6])

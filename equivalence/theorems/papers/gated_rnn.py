@@ -81,8 +81,52 @@ def rwkv4(m: Any, x: Tensor) -> Tensor:
     return linear(m.output, torch.stack(out))
 
 
+def _candidate(m: Any, x: Tensor) -> Tensor:
+    h = linear(m.hidden_proj, x)
+    return torch.where(h >= 0, h + 0.5, torch.sigmoid(h)) if m.positive_state else h
+
+
+def min_gru(m: Any, x: Tensor) -> Tensor:
+    """Feng et al. 2024, section 3.1: h_t = (1 - z_t) ∘ h_{t-1} + z_t ∘ h̃_t."""
+    z, candidate = torch.sigmoid(linear(m.gate_proj, x)), _candidate(m, x)
+    h, out = torch.zeros_like(candidate[0]), []
+    for t in range(len(x)):
+        h = (1 - z[t]) * h + z[t] * candidate[t]
+        out.append(h)
+    return linear(m.out_proj, torch.stack(out))
+
+
+def min_lstm(m: Any, x: Tensor) -> Tensor:
+    """Feng et al. 2024, section 3.2: h_t = f'_t ∘ h_{t-1} + i'_t ∘ h̃_t, divided by f + i."""
+    f, i = torch.sigmoid(linear(m.gate_proj, x)).chunk(2, -1)
+    candidate = _candidate(m, x)
+    h, out = torch.zeros_like(candidate[0]), []
+    for t in range(len(x)):
+        h = (f[t] * h + i[t] * candidate[t]) / (f[t] + i[t])
+        out.append(h)
+    return linear(m.out_proj, torch.stack(out))
+
+
+def gateloop(m: Any, x: Tensor) -> Tensor:
+    """Katsch 2023, section 3, in complex numbers: h_t = a_t h_{t-1} + k_tᵀ v_t, y_t = Re(q_t h_t)."""
+    H = m.num_heads
+    q, k, v = (heads(linear(p, x), H) for p in (m.q_proj, m.k_proj, m.v_proj))
+    size = torch.sigmoid(heads(linear(m.size_proj, x), H))
+    a = torch.polar(size, heads(linear(m.angle_proj, x), H))
+    out = torch.zeros_like(v)
+    for h in range(H):
+        S = torch.zeros(k.shape[-1], v.shape[-1], dtype=a.dtype)
+        for t in range(len(x)):
+            S = a[t, h, :, None] * S + torch.outer(k[t, h], v[t, h])
+            out[t, h] = ((q[t, h] + 0j) @ S).real
+    return linear(m.out_proj, out.flatten(1))
+
+
 GATED_RNN: dict[str, Paper] = {
     "rg-lru": rg_lru,
+    "mingru": min_gru,
+    "minlstm": min_lstm,
+    "gateloop": gateloop,
     "mlstm": mlstm,
     "rwkv4": rwkv4,
 }
