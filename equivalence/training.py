@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .language_model import Agreement, Generation, LanguageModel, agreement
+from ..mixers import HybridLM
+from .language_model import Agreement, Generation, agreement, generation, language_model
 from .timing import one_thread
 
 PROMPT, SAMPLE = b"The ", 240  # what a trained model is asked to continue, and for how many bytes
@@ -84,7 +85,7 @@ class Training:
 
     mixer: str
     settings: Settings
-    model: LanguageModel
+    model: HybridLM
     steps: list[int]  # when the two below were measured
     train_bits: list[float]  # bits per byte, mean since the measurement before; NaN at step 0
     validation_bits: list[float]
@@ -103,7 +104,7 @@ class Training:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def bits(model: LanguageModel, inputs: Tensor, targets: Tensor) -> Tensor:
+def bits(model: HybridLM, inputs: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy in bits per byte."""
     logits, _ = model(inputs)
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) / math.log(2)
@@ -127,7 +128,7 @@ def train(
     """Train from a fixed seed, leaving the caller's random state alone. `advance` is called every step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = LanguageModel(mixer, settings.d_model, settings.layers)
+        model = language_model(mixer, settings.d_model, settings.layers)
     batches = torch.Generator().manual_seed(settings.seed)
     # Weights of linear maps decay; biases, norms and what governs a mixer's memory (Mamba's A) do not.
     named = dict(model.named_parameters())
@@ -183,7 +184,7 @@ def train(
         seconds,
         agreement(model, tokens),
         agreement(copy.deepcopy(model).double(), tokens),
-        model.generate(PROMPT, SAMPLE, temperature=0.6, seed=settings.seed),
+        generation(model, PROMPT, SAMPLE, temperature=0.6, seed=settings.seed),
     )
 
 
@@ -236,7 +237,7 @@ def _train_in_worker(mixer: str, text: bytes, settings: Settings) -> bytes:
 def _size(mixer: str, settings: Settings) -> int:
     """Parameters of a model, counted without making it."""
     with torch.device("meta"):
-        return sum(p.numel() for p in LanguageModel(mixer, settings.d_model, settings.layers).parameters())
+        return sum(p.numel() for p in language_model(mixer, settings.d_model, settings.layers).parameters())
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""The README's code runs as written."""
+"""The code of the README, and of pages like it, runs as written."""
 
 import re
 from pathlib import Path
@@ -6,17 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 
 
-def test_readme_has_code():
-    assert len(BLOCKS) >= 2
-
-
-def test_blocks_run_one_after_the_other():
+@pytest.mark.parametrize("page", ["README.md", "docs/hybrid.md"])
+def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what they write goes there
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+    assert len(blocks) >= 2
     names = {}
-    for code in BLOCKS:
-        exec(compile(code, "README.md", "exec"), names)
+    for code in blocks:
+        exec(compile(code, page, "exec"), names)
 
 
 @pytest.mark.parametrize(

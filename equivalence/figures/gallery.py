@@ -11,7 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from ...mixers import REGISTRY
-from ..language_model import LanguageModel
+from ..language_model import language_model
 from ..style import GREY, Drawn, colour, headline, headroom, style
 from ..training import Corpus, Training
 from .attention_maps import shares
@@ -38,7 +38,7 @@ def measure(
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                model = LanguageModel(name, 64, 1)
+                model = language_model(name, 64, 1)
         share = shares(model.attention_maps(tokens)[-1][0]).mean(0)
         mixers[name] = {
             "family": entry.family,

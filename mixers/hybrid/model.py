@@ -42,6 +42,13 @@ class HybridState:
         return HybridState(tuple(layer.detach() for layer in self.layers))
 
 
+def place(mixer: str, layer_idx: int, num_layers: int) -> dict[str, int]:
+    """The two options, of which a mixer of the registry may have both, one or neither."""
+    known = signature(REGISTRY[mixer].factory).parameters
+    options = {"layer_idx": layer_idx, "num_layers": num_layers}
+    return {name: value for name, value in options.items() if name in known}
+
+
 class HybridBlock(nn.Module):
     """h = norm(x), x ← α r + β mixer(h); h = norm(x), x ← α' r + β' mlp(h); r is x, or with postnorm h."""
 
@@ -52,9 +59,7 @@ class HybridBlock(nn.Module):
         softmax = config.types()[layer_idx] == SOFTMAX
         name = config.softmax if softmax else config.linear
         options = config.softmax_options if softmax else config.linear_options
-        place = {"layer_idx": layer_idx, "num_layers": config.num_layers}
-        known = signature(REGISTRY[name].factory).parameters
-        options = {**{key: value for key, value in place.items() if key in known}, **options}
+        options = {**place(name, layer_idx, config.num_layers), **options}
         self.postnorm = config.postnorm
         self.alpha = config.softmax_alpha if softmax else config.linear_alpha
         self.beta = config.softmax_beta if softmax else config.linear_beta

@@ -7,14 +7,15 @@ import itertools
 import pytest
 import torch
 
-from mixerzoo.equivalence.language_model import LanguageModel, agreement, numbers
+from mixerzoo.equivalence.language_model import agreement, generation, language_model, numbers
 from mixerzoo.equivalence.training import Corpus, Settings, rate, train, train_all
+from mixerzoo.mixers import HybridLM
 from mixerzoo.mixers.registry import REGISTRY
 
 
-def model(name: str, **options: int) -> LanguageModel:
+def model(name: str, **options: int) -> HybridLM:
     torch.manual_seed(0)
-    return LanguageModel(name, **{"d_model": 32, "layers": 2, **options})
+    return language_model(name, **{"d_model": 32, "layers": 2, **options})
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -24,22 +25,10 @@ def test_prefill_in_pieces_and_decode_are_one_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_padding_changes_nothing(name: str) -> None:
-    m = model(name).double()
-    tokens = torch.randint(256, (1, 9))
-    expected, state = m(tokens)
-    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), tokens], 1)
-    mask = torch.arange(13)[None] >= 4
-    logits, after = m(padded, mask=mask)
-    torch.testing.assert_close(logits[:, 4:], expected)
-    torch.testing.assert_close(m.step(tokens[:, 0], after)[0], m.step(tokens[:, 0], state)[0])
-
-
-@pytest.mark.parametrize("name", REGISTRY)
 def test_generation_carries_a_constant_state_except_by_softmax(name: str) -> None:
     m = model(name, layers=1)
-    made = m.generate(b"The ", 12, temperature=0)
-    assert made == m.generate(b"The ", 12, temperature=0) and len(made.text) == 12
+    made = generation(m, b"The ", 12, temperature=0)
+    assert made == generation(m, b"The ", 12, temperature=0) and len(made.text) == 12
     if "softmax" in REGISTRY[name].family:
         assert made.state_at_end > made.state_after_prompt
     else:
@@ -51,12 +40,12 @@ def test_generation_is_what_repeated_prefill_gives() -> None:
     for _ in range(6):
         logits, _ = m(torch.tensor([list(text)]))
         text += bytes([int(logits[0, -1].argmax())])
-    assert b"The " + m.generate(b"The ", 6, temperature=0).text == text
+    assert b"The " + generation(m, b"The ", 6, temperature=0).text == text
 
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one byte"):
-        model("hgrn").generate(b"", 3)
+        generation(model("hgrn"), b"", 3)
 
 
 def test_attention_maps_are_causal_and_belong_to_each_layer() -> None:

@@ -178,7 +178,7 @@ LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5, -torch.inf], dtype=torch.float6
         ({"temperature": 1.0, "top_p": 1.0, "top_k": 100}, [0, 1, 2, 3, 4]),
         # top_p counts within the two that top_k leaves: the first alone has 0.62 of them.
         ({"temperature": 1.0, "top_k": 2, "top_p": 0.61}, [1]),
-        ({"temperature": 1e-300}, [1]),
+        ({"temperature": 1e-310}, [1]),
         ({"temperature": 0}, [1]),
     ],
 )
