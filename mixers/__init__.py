@@ -2,12 +2,17 @@
 
 from .bailing_attention import BailingLightningAttention
 from .base import Mixer, MixerState, RecurrentMixer
+from .bidirectional import Bidirectional
 from .comba import Comba
+from .cosformer import CosFormer
 from .delta_net import DeltaNet
 from .gated_delta_net import GatedDeltaNet
 from .gated_delta_product import GatedDeltaProduct
+from .gated_linear_attention import GLA, SimpleGLA
+from .gated_slot_attention import GatedSlotAttention
 from .gateloop import GateLoop
 from .hgrn import HGRN, LowerBounds
+from .hgrn2 import HGRN2
 from .hybrid import HybridConfig, HybridLM, HybridState
 from .kimi_delta_attention import KimiDeltaAttention
 from .lightning_attention import LightningAttention
@@ -20,6 +25,7 @@ from .mamba3 import Mamba3
 from .minimal_rnn import MinGRU, MinLSTM
 from .mlstm import MLSTM
 from .registry import REGISTRY, Entry, build
+from .retnet import RetNet
 from .rg_lru import RGLRU
 from .rwkv4 import RWKV4
 from .rwkv6 import RWKV6
@@ -31,7 +37,9 @@ from .transformers import from_transformers
 from .transnormer import TransNormer, TransNormerLLM
 
 __all__ = [
+    "GLA",
     "HGRN",
+    "HGRN2",
     "LRU",
     "MLSTM",
     "REGISTRY",
@@ -42,12 +50,15 @@ __all__ = [
     "S4D",
     "S5",
     "BailingLightningAttention",
+    "Bidirectional",
     "Comba",
+    "CosFormer",
     "DeltaNet",
     "Entry",
     "GateLoop",
     "GatedDeltaNet",
     "GatedDeltaProduct",
+    "GatedSlotAttention",
     "HybridConfig",
     "HybridLM",
     "HybridState",
@@ -64,6 +75,8 @@ __all__ = [
     "Mixer",
     "MixerState",
     "RecurrentMixer",
+    "RetNet",
+    "SimpleGLA",
     "SoftmaxAttention",
     "TransNormer",
     "TransNormerLLM",

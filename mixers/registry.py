@@ -10,12 +10,17 @@ from typing import Any
 from .arguments import shown
 from .bailing_attention import BailingLightningAttention
 from .base import Mixer
+from .bidirectional import both_ways
 from .comba import Comba
+from .cosformer import CosFormer
 from .delta_net import DeltaNet
 from .gated_delta_net import GatedDeltaNet
 from .gated_delta_product import GatedDeltaProduct
+from .gated_linear_attention import GLA, SimpleGLA
+from .gated_slot_attention import GatedSlotAttention
 from .gateloop import GateLoop
 from .hgrn import HGRN
+from .hgrn2 import HGRN2
 from .kimi_delta_attention import KimiDeltaAttention
 from .lightning_attention import LightningAttention
 from .linear_attention import LinearAttention
@@ -26,6 +31,7 @@ from .mamba2 import Mamba2
 from .mamba3 import Mamba3
 from .minimal_rnn import MinGRU, MinLSTM
 from .mlstm import MLSTM
+from .retnet import RetNet
 from .rg_lru import RGLRU
 from .rwkv4 import RWKV4
 from .rwkv6 import RWKV6
@@ -57,6 +63,7 @@ class Entry:
     gating: str
     paper: str
     causal: bool = True
+    causal: bool = True
 
 
 REGISTRY: dict[str, Entry] = {
@@ -69,6 +76,14 @@ REGISTRY: dict[str, Entry] = {
             "none",
             "none; divided by the sum of weights",
             "Katharopoulos et al. 2020, arXiv:2006.16236",
+        ),
+        Entry(
+            "cosformer",
+            CosFormer,
+            "linear attention",
+            "none; cosine of the distance",
+            "none; divided by the sum of weights",
+            "Qin et al. 2022, arXiv:2202.08791",
         ),
         Entry(
             "transnormer",
@@ -101,6 +116,64 @@ REGISTRY: dict[str, Entry] = {
             "constant, one for each head; rotation",
             "output gate (sigmoid)",
             "Ling Team 2025, arXiv:2510.19338",
+        ),
+        Entry(
+            "retnet",
+            RetNet,
+            "linear attention",
+            "constant, one for each head; rotation",
+            "output gate (silu)",
+            "Sun et al. 2023, arXiv:2307.08621",
+        ),
+        Entry(
+            "retnet-bidirectional",
+            both_ways(RetNet),
+            "linear attention",
+            "constant, one for each head, in both directions; rotation",
+            "output gate (silu)",
+            "Sun et al. 2023, arXiv:2307.08621; Fan et al. 2023, arXiv:2309.11523",
+            causal=False,
+        ),
+        Entry(
+            "gla",
+            GLA,
+            "linear attention",
+            "by the input, one for each key channel",
+            "output gate (silu)",
+            "Yang et al. 2023, arXiv:2312.06635",
+        ),
+        Entry(
+            "gla-bidirectional",
+            both_ways(GLA),
+            "linear attention",
+            "by the input, one for each key channel, in both directions",
+            "output gate (silu)",
+            "Yang et al. 2023, arXiv:2312.06635",
+            causal=False,
+        ),
+        Entry(
+            "simple-gla",
+            SimpleGLA,
+            "linear attention",
+            "by the input, one for each head",
+            "output gate (silu)",
+            "Yang et al. 2023, arXiv:2312.06635; Peng et al. 2021, arXiv:2103.02143",
+        ),
+        Entry(
+            "hgrn2",
+            HGRN2,
+            "linear attention",
+            "by the input, one for each key channel, bounded from below",
+            "forget gate tied to the keys",
+            "Qin et al. 2024, arXiv:2404.07904",
+        ),
+        Entry(
+            "gated-slot-attention",
+            GatedSlotAttention,
+            "linear attention",
+            "by the input, one for each slot",
+            "forget gate tied to the writes; softmax over slots",
+            "Zhang et al. 2024, arXiv:2409.07146",
         ),
         Entry(
             "rwkv6",
