@@ -46,8 +46,8 @@ def with_tensors(
     cls: type[HybridLM], config: HybridConfig, tensors: Mapping[str, Tensor], source: str
 ) -> HybridLM:
     """The model of this config whose parameters are these tensors, not copies of them."""
-    device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
-    with torch.random.fork_rng(devices=[]), device:  # initial weights are drawn, and thrown away
+    # Initial weights are drawn, and thrown away: on the CPU, whose random state alone is kept.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model = cls(config)
     own = model.state_dict()
     for name in own:
@@ -61,4 +61,4 @@ def with_tensors(
                 f"{source} has {name} of shape {list(x.shape)}; accepted: {list(own[name].shape)}"
             )
     model.load_state_dict(tensors, assign=True)
-    return model
+    return model.to(next(iter(tensors.values())).device)  # buffers that no file holds

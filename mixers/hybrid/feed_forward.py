@@ -62,15 +62,12 @@ class MixtureOfExperts(nn.Module):
     def _chosen(self, tokens: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
         """Tokens sorted by expert, so that each expert is one product."""
         order = chosen.flatten().argsort(stable=True)
-        source = order // self.per_token
         sizes = chosen.flatten().bincount(minlength=self.num_experts).tolist()
-        found = [
-            self._expert(e, part)
-            for e, part in enumerate(tokens[source].split(sizes))
-            if part.shape[0] or not tokens.shape[0]
-        ]
-        y = torch.cat(found) * weight.flatten()[order, None]
-        return torch.zeros_like(tokens).to(y.dtype).index_add(0, source, y)
+        parts = tokens[order // self.per_token].split(sizes)
+        # Gathered, not added into place: the sum over a token's experts keeps its order.
+        found = [self._expert(e, part) for e, part in enumerate(parts) if len(part) or not len(tokens)]
+        y = torch.cat(found)[order.argsort()].unflatten(0, chosen.shape)
+        return (y * weight[..., None]).sum(1)
 
     def _all(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """weight [tokens, E], 0 where an expert was not chosen."""
