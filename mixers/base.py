@@ -31,7 +31,7 @@ class MixerState:
         window: the last inputs of the convolution [N, width - 1, channels], the latest last.
         keys, values: what softmax attention keeps [N, S, H, head_dim]; the first `position` of the
             S places of a row count, the rest are zero.
-        stabiliser: m [N, ...], where the recurrent state is kept as e^{-m} times itself.
+        stabiliser: m [N, ...], float64, where the recurrent state is kept as e^{-m} times itself.
         angle: rotations accumulated so far [N, ...], float64, where they depend on the input.
     """
 
@@ -411,7 +411,7 @@ class RecurrentMixer(Mixer):
             torch.zeros(batch_size, device=device, dtype=torch.int64),
             full(self.state_shape, acc),
             full(self.window_shape, dtype),
-            stabiliser=full(self.stabiliser_shape, acc, -torch.inf),
+            stabiliser=full(self.stabiliser_shape, torch.float64, -torch.inf),
             angle=full(self.angle_shape, torch.float64),
         )
 

@@ -108,8 +108,9 @@ class MLSTM(RecurrentMixer):
         s = stabilise(log_f, i, state.stabiliser, tokens, constant=self.normaliser_eps == 0)
         k = (torch.exp(s.log_write)[..., None] * k).to(k.dtype)
         v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-        # Where e^{-m} is beyond the dtype's range, the quotient is below it.
-        least = torch.exp((-s.m).clamp(max=math.log(torch.finfo(acc).max)))
+        # Kept within the dtype's range: a divisor of 0 or infinity makes 0/0 of nothing.
+        most = -math.log(torch.finfo(acc).tiny)
+        least = torch.exp((-s.m).clamp(-most, most)).to(acc)
         return Core(q, k, v, s.log_decay, scale=self.key_dim**-0.5, stabiliser=s.end, rest=(least,))
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:

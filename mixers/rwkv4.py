@@ -85,11 +85,12 @@ class RWKV4(RecurrentMixer):
         r = torch.sigmoid(mixed(self.time_mix_receptance, self.receptance))
         acc = accumulation(x.dtype)
         k = k.to(acc)
-        s = stabilise(-self.time_decay.to(acc).exp().expand_as(k), k, state.stabiliser, tokens)
+        w = self.time_decay.to(acc).clamp(max=80).exp()  # a decay of 0 from far below
+        s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
         e = torch.exp(s.log_write)
         now = k + self.time_first.to(acc)
         top = torch.maximum(s.before, now.detach())  # the larger of the two that are added is 1
-        past, now = torch.exp(s.before - top), torch.exp(now - top)
+        past, now = torch.exp(s.before - top).to(acc), torch.exp(now - top).to(acc)
         written = torch.cat([e * v, e], -1).to(v.dtype)[:, :, None]
         one = torch.ones_like(written[..., :1])
         decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]

@@ -115,7 +115,9 @@ def stabilise(
 
     What is computed with m does not depend on it in exact arithmetic, so m counts as a constant in gradients,
     unless `constant` is False.
+    m is kept in float64: it may grow with the sequence, and differences of it are what is used.
     Source: Beck et al. 2024 (xLSTM, arXiv:2405.04517), eq. 15 to 17."""
+    start = start.double()
     with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
         f, i = log_f.to(start.dtype), log_i.to(start.dtype)
         if tokens.valid is not None:
@@ -134,6 +136,6 @@ def stabilise(
         before = torch.where(first, carried, torch.roll(m, 1, 1))
         empty = torch.isneginf(m)  # nothing has been written: any factor of nothing will do
         change = torch.where(empty, -torch.inf, before - torch.where(empty, 0.0, m))
-    log_decay = log_f + change
-    log_write = log_i - torch.where(empty, 0.0, m)
+    log_decay = (log_f.to(m.dtype) + change).to(log_f.dtype)
+    log_write = (log_i.to(m.dtype) - torch.where(empty, 0.0, m)).to(log_i.dtype)
     return Stabilised(log_decay, log_write, m, before, last(m, start, tokens))
