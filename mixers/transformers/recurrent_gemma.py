@@ -10,18 +10,20 @@ from torch import Tensor
 
 from ..base import MixerState
 from ..rg_lru import RGLRU
-from .adapters import CacheLayerAdapter
+from .adapters import CacheLayerAdapter, given_cache
 from .recipe import Recipe, accepts, same
 
 
 class RecurrentGemmaAdapter(CacheLayerAdapter):
-    """Theirs [B, channels], kept in the module; ours [B, 1, 1, channels], in the cache's layer.
+    """Theirs [B, channels], kept in the module; ours [B, 1, 1, channels], in the cache's layer, or in the
+    module as well where that layer is not for states (before transformers 5.24).
 
     A token at position 0 begins a sequence: nothing before it is looked at, neither by the recurrence nor by
     the convolution.
     """
 
     unmasked = True
+    held: MixerState | None = None
 
     def to_ours(self, recurrent: Tensor) -> Tensor:
         return recurrent[:, None, None]
@@ -39,7 +41,11 @@ class RecurrentGemmaAdapter(CacheLayerAdapter):
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         x, position = input_states, position_ids.expand(input_states.shape[:2])
-        before, valid = self.read(cache, x), self.valid(x)
+        cache = given_cache(cache, kwargs)
+        inside = cache is None or not hasattr(cache.layers[self.layer_idx], "conv_states")
+        before, valid = self.held if inside else self.read(cache, x), self.valid(x)
+        if before is not None and (not use_cache or len(before.position) != len(x)):
+            before = None
         if valid is None:
             state = before or self.mixer.initial_state(len(x), x.device, x.dtype)
             y, state = self.documents(x, position == 0, replace(state, position=position[:, 0].clone()))
@@ -48,7 +54,9 @@ class RecurrentGemmaAdapter(CacheLayerAdapter):
                 first = valid.to(torch.uint8).argmax(1, keepdim=True)
                 before = replace(before, position=position.gather(1, first)[:, 0])
             y, state = self.mix(x, before)
-        if cache is not None:
+        if inside:
+            self.held = state.detach() if use_cache else None
+        else:
             self.write(cache, state)
         return y, None
 
