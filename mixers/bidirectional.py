@@ -30,7 +30,7 @@ class Bidirectional(Mixer):
             delta rule, convolutions and shifts of tokens have no second direction.
 
     Raises:
-        TypeError: mixer is no such mixer.
+        TypeError: mixer is no such mixer, which some show in a call only.
         ValueError: in a call, a state was given.
 
     Paper: bidirectional retention is that of RMT (Fan et al. 2023, arXiv:2309.11523), D_ts = γ^|t-s|, in
@@ -99,7 +99,7 @@ class Bidirectional(Mixer):
         core = self.mixer.operands(x, self.mixer.initial_state(B, x.device, x.dtype), tokens)
         H = core.v.shape[2]
         eye = torch.eye(T, device=x.device, dtype=core.v.dtype)[None, :, None].expand(B, T, H, T)
-        return self._both(core._replace(v=eye), tokens, "auto").transpose(1, 2)
+        return self.mixer.weigh(self._both(core._replace(v=eye), tokens, "auto").transpose(1, 2), core)
 
 
 def both_ways(factory: Callable[..., RecurrentMixer]) -> Callable[..., Bidirectional]:

@@ -63,7 +63,6 @@ class Entry:
     gating: str
     paper: str
     causal: bool = True
-    causal: bool = True
 
 
 REGISTRY: dict[str, Entry] = {

@@ -25,6 +25,13 @@ def make() -> Make:
     return made
 
 
-@pytest.fixture(params=list(REGISTRY))
+@pytest.fixture(params=[name for name, entry in REGISTRY.items() if entry.causal])
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The mixers with a state and a step; for the others there is test_bidirectional.py."""
+    yield request.param
+
+
+@pytest.fixture(params=list(REGISTRY))
+def any_name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every mixer of the registry."""
     yield request.param
