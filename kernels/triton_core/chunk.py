@@ -387,25 +387,20 @@ def chunk_backward(
             xt, yt, bt = load_erased(
                 x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
             )
-            gq, gk, gv, gb, gx, gy, ua, G = erased_backward(
-                qt, kt, vt, xt, yt, bt, dot, S, G, lat, scale, BK, KEY, TREE, C, STRICT, ERASE, DOT, PREC,
-                SOLVE, ACC,
+            to_k, to_v = t * (H * K) + to_k, t * (H * V) + to_v
+            ua, G = erased_backward(
+                qt, kt, vt, xt, yt, bt, dot, S, G, lat, scale, dq + to_k, dk + to_k, dv + to_v,
+                dbeta + t * H + rel * H if ERASE == DELTA else 0, dx + to_k if ERASE == GENERAL else 0,
+                dy + to_k if ERASE == GENERAL else 0, of_k, of_v, keep, live, BK, KEY, TREE, C, STRICT, ERASE,
+                DOT, PREC, SOLVE, ACC,
             )  # fmt: skip
-            tl.store(dq + t * (H * K) + to_k, gq, mask=of_k)
-            tl.store(dk + t * (H * K) + to_k, only(gk, keep, MASK), mask=of_k)
-            tl.store(dv + t * (H * V) + to_v, only(gv, keep, MASK), mask=of_v)
-            if ERASE == DELTA:
-                tl.store(dbeta + t * H + rel * H, tl.where(keep, gb, 0.0), mask=live)
-            else:
-                tl.store(dx + t * (H * K) + to_k, only(gx, keep, MASK), mask=of_k)
-                tl.store(dy + t * (H * K) + to_k, only(gy, keep, MASK), mask=of_k)
             if not TREE:
                 if KEY != NONE:
                     tl.store(dla + t * H + rel * H, tl.where(keep, ua, 0.0), mask=live)
             else:
                 ua = only(ua, keep, MASK)
                 if KEY == VECTOR:
-                    tl.store(dla + t * (H * K) + to_k, ua, mask=of_k)
+                    tl.store(dla + to_k, ua, mask=of_k)
                 if KEY == OUTER:
                     tl.store(dla + t * H + rel * H, tl.sum(ua * a[None, :], 1), mask=live)
                     da += tl.sum(tl.where(ua == 0.0, 0.0, ua * dt[:, None]), 0)

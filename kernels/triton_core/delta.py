@@ -26,23 +26,60 @@ GENERAL = tl.constexpr(2)
 
 
 @triton.jit
+def diagonal_block(L, i, j, n: tl.constexpr, m: tl.constexpr, H: tl.constexpr):
+    """[n, H, H]: of each of the n blocks on the diagonal of L [n m H, n m H], the part in row i, column j of
+    its m x m parts."""
+    row, col = tl.arange(0, n * m)[:, None], tl.arange(0, n * m)[None, :]
+    at = ((row // m) == (col // m)) & (row % m == i) & (col % m == j)
+    parts = tl.where(at[:, None, :, None], tl.reshape(L, [n * m, H, n * m, H]), 0.0)
+    return tl.sum(tl.reshape(tl.sum(parts, 2), [n, m, H, H]), 1)
+
+
+@triton.jit
+def joined(A, D, B, n: tl.constexpr, H: tl.constexpr):
+    """[n, 2H, 2H]: (A 0; B D) of [n, H, H] each."""
+    low = (tl.arange(0, 2) == 1)[None, :, None, None, None]
+    right = (tl.arange(0, 2) == 1)[None, None, None, :, None]
+    A, D, B = A[:, None, :, None, :], D[:, None, :, None, :], B[:, None, :, None, :]
+    X = tl.where(low, tl.where(right, D, B), tl.where(right, 0.0, A))
+    return tl.reshape(X, [n, 2 * H, 2 * H])
+
+
+@triton.jit
+def inverse_of_16(L, row, col, ACC: tl.constexpr, PREC: tl.constexpr):
+    """(I + L)⁻¹ of L [16, 16] or [n, 16, 16]."""
+    X = tl.where(row == col, 1.0, 0.0).to(ACC) - tl.where((row >> 1) == (col >> 1), L, 0.0)
+    for level in tl.static_range(1, 4):
+        below = ((row >> (level + 1)) == (col >> (level + 1))) & ((row >> level) > (col >> level))
+        B = tl.dot(X, tl.where(below, L, 0.0), input_precision=PREC, out_dtype=ACC)
+        X -= tl.dot(B, X, input_precision=PREC, out_dtype=ACC)
+    return X
+
+
+@triton.jit
 def inverse(L, C: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr):
     """(I + L)⁻¹ [C, C] of L [C, C], strictly lower triangular.
 
     From blocks of h steps those of 2h: below the diagonal the inverse of (A 0; B D) has -D⁻¹ B A⁻¹. Never a
-    series of powers of L, whose terms outgrow their sum by many orders where keys are alike."""
-    LEVELS: tl.constexpr = 4 if C == 16 else (5 if C == 32 else 6)
-    row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
-    X = tl.where(row == col, 1.0, 0.0).to(ACC)
-    for level in tl.static_range(0, LEVELS):
-        below = ((row >> (level + 1)) == (col >> (level + 1))) & ((row >> level) > (col >> level))
-        B = tl.where(below, L, 0.0)
-        if level == 0:
-            X -= B
-        else:
-            B = tl.dot(X, B, input_precision=PREC, out_dtype=ACC)
-            X -= tl.dot(B, X, input_precision=PREC, out_dtype=ACC)
-    return X
+    series of powers of L, whose terms outgrow their sum by many orders where keys are alike. Blocks of less
+    than 16 steps, the least that a matrix unit takes, lie together in tiles of that."""
+    r = tl.arange(0, 16)
+    if C == 16:
+        return inverse_of_16(L, r[:, None], r[None, :], ACC, PREC)
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        tl.static_assert(C == 32)
+        low = (tl.arange(0, 2) == 1)[:, None, None, None]
+        right = (tl.arange(0, 2) == 1)[None, None, :, None]
+        parts = tl.reshape(L, [2, 16, 2, 16])
+        B = tl.sum(tl.sum(tl.where(low & (right == 0), parts, 0.0), 2), 0)
+        X = tl.sum(tl.where(low == right, parts, 0.0), 2)
+        X = inverse_of_16(X, r[None, :, None], r[None, None, :], ACC, PREC)
+        second = (tl.arange(0, 2) == 1)[:, None, None]
+        A, D = tl.sum(tl.where(second, 0.0, X), 0), tl.sum(tl.where(second, X, 0.0), 0)
+        B = tl.dot(D, B, input_precision=PREC, out_dtype=ACC)
+        B = -tl.dot(B, A, input_precision=PREC, out_dtype=ACC)
+        X = tl.where(low == right, X[:, :, None, :], tl.where(low, B[None, :, None, :], 0.0))
+        return tl.reshape(X, [C, C])
 
 
 @triton.jit
@@ -210,72 +247,86 @@ def erased_back(
 
 @triton.jit
 def erased_backward(
-    q, k, v, x, y, beta, do, S, G, la, scale, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr,
-    C: tl.constexpr, STRICT: tl.constexpr, ERASE: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
-    SOLVE: tl.constexpr, ACC: tl.constexpr,
+    q, k, v, x, y, beta, do, S, G, la, scale, to_q, to_k, to_v, to_beta, to_x, to_y, of_k, of_v, keep, live,
+    K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
+    ERASE: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, SOLVE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q, k [C, K], v [C, V], beta [C], x, y [C, K], la, and of the state before the chunk.
+    """Stores the gradients of q, k, v, beta, x and y at to_q ..., and returns those of la and of the state
+    before the chunk.
 
     S [K, V] is the state before the chunk, G the gradient of that after it. Of DELTA, x and y are k, and k
-    has the gradients of all three."""
+    has the gradients of all three. Whatever can be is used up before the next: side by side they overflow
+    registers."""
     EARLY: tl.constexpr = ERASE == GENERAL  # y reads before the decay
     SELF: tl.constexpr = not STRICT
+    kept = keep[:, None]
+    through = tl.sum(S.to(ACC) * G.to(DOT).to(ACC), 1)
+    if KEY != NONE:
+        through *= tl.exp2(tl.sum(la, 0))
+    wk = write_weight(la, K, KEY, TREE, C, ACC)
     wq = read_weight(la, K, KEY, TREE, C, STRICT, ACC) * scale
     wy = read_weight(la, K, KEY, TREE, C, EARLY, ACC)
-    wk = write_weight(la, K, KEY, TREE, C, ACC)
+    # what is written, and through the system its gradient: that of what y reads
     N, X = solver(x, y, beta, la, K, KEY, TREE, C, ERASE, DOT, PREC, SOLVE, ACC)
+    P = scores(q, x, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
+    T = product(tl.trans(P * scale), do, DOT, PREC, ACC) + from_state(x, G, wk, TREE, DOT, PREC, ACC)
+    T = product(tl.trans(X), T, DOT, PREC, ACC)
     r = from_state(y, S, wy, TREE, DOT, PREC, ACC)
     if ERASE == DELTA:
         r = v.to(ACC) - r
         U = product(X, r * beta[:, None], DOT, PREC, ACC)
+        r = tl.sum(T * (r - product(N, U, DOT, PREC, ACC)), 1)
+        tl.store(to_beta, tl.where(keep, r, 0.0), mask=live)
+        T *= beta[:, None]
+        tl.store(to_v, tl.where(kept, T, 0.0), mask=of_v)
+        T = -T
     else:
         M = scores(y, k, la, K, KEY, TREE, C, True, False, DOT, PREC, ACC)
         U = product(X, r + product(M, v, DOT, PREC, ACC), DOT, PREC, ACC)
-    P = scores(q, x, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
-    gU = product(tl.trans(P * scale), do, DOT, PREC, ACC) + from_state(x, G, wk, TREE, DOT, PREC, ACC)
-    T = product(tl.trans(X), gU, DOT, PREC, ACC)
-    gb = tl.zeros([C], ACC)
-    if ERASE == DELTA:
-        gb += tl.sum(T * (r - product(N, U, DOT, PREC, ACC)), 1)
-        T *= -beta[:, None]
-        gv = -T
-    # pairs
-    g = product(do, tl.trans(U), DOT, PREC, ACC) * scale
-    gq, gx, u = score_gradients(q, x, P, g, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
-    g = product(T, tl.trans(U), DOT, PREC, ACC)
-    gy, gz, w = score_gradients(y, x, N, g, la, K, KEY, TREE, C, EARLY, False, DOT, PREC, ACC)
-    gx += gz
-    u += w
-    # through the states at both ends
-    sq = times_state(do, tl.trans(S), DOT, PREC, ACC) * wq
-    sy = times_state(T, tl.trans(S), DOT, PREC, ACC) * wy
-    sx = times_state(U, tl.trans(G), DOT, PREC, ACC) * wk
-    gq += sq
-    gy += sy
-    gx += sx
-    writes = x * sx
+    # what is written, and the state after the chunk; then the state before it
+    gx = times_state(U, tl.trans(G), DOT, PREC, ACC) * wk
+    writes = x * gx
     if ERASE == GENERAL:
-        P = scores(q, k, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
-        gv = product(tl.trans(P * scale), do, DOT, PREC, ACC) + product(tl.trans(M), T, DOT, PREC, ACC)
-        gv += from_state(k, G, wk, TREE, DOT, PREC, ACC)
-        g = product(do, tl.trans(v), DOT, PREC, ACC) * scale
-        gz, gk, w = score_gradients(q, k, P, g, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
-        gq += gz
-        u += w
-        g = product(T, tl.trans(v), DOT, PREC, ACC)
-        gz, gm, w = score_gradients(y, k, M, g, la, K, KEY, TREE, C, True, False, DOT, PREC, ACC)
-        gy += gz
-        u += w
-        sk = times_state(v, tl.trans(G), DOT, PREC, ACC) * wk
-        gk += gm + sk
-        writes += k * sk
-    else:
-        gk = gx + gy
-    through = tl.sum(S.to(ACC) * G.to(DOT).to(ACC), 1)
-    if KEY != NONE:
-        through *= tl.exp2(tl.sum(la, 0))
-    u += end_gradients(q * sq, writes, through, la, K, KEY, TREE, C, STRICT, ACC)
-    u += end_gradients(y * sy, tl.zeros_like(writes), tl.zeros_like(through), la, K, KEY, TREE, C, EARLY, ACC)
+        gk = times_state(v, tl.trans(G), DOT, PREC, ACC) * wk
+        writes += k * gk
+        R = scores(q, k, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
+        gv = product(tl.trans(R * scale), do, DOT, PREC, ACC) + from_state(k, G, wk, TREE, DOT, PREC, ACC)
+        gv += product(tl.trans(M), T, DOT, PREC, ACC)
+        tl.store(to_v, tl.where(kept, gv, 0.0), mask=of_v)
     G = state_decayed(G, la, KEY, TREE)
-    G += to_state(q, do, wq, DOT, PREC, ACC) + to_state(y, T, wy, DOT, PREC, ACC)
-    return gq, gk, gv, gb, gx, gy, u, G
+    G += to_state(q, do, wq, DOT, PREC, ACC)
+    G += to_state(y, T, wy, DOT, PREC, ACC)
+    # what q reads
+    gq = times_state(do, tl.trans(S), DOT, PREC, ACC) * wq
+    u = end_gradients(q * gq, writes, through, la, K, KEY, TREE, C, STRICT, ACC)
+    g = product(do, tl.trans(U), DOT, PREC, ACC) * scale
+    a, b, w = score_gradients(q, x, P, g, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
+    gq += a
+    gx += b
+    u += w
+    if ERASE == GENERAL:
+        g = product(do, tl.trans(v), DOT, PREC, ACC) * scale
+        a, b, w = score_gradients(q, k, R, g, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
+        gq += a
+        gk += b
+        u += w
+    tl.store(to_q, gq, mask=of_k)
+    # what y reads
+    gy = times_state(T, tl.trans(S), DOT, PREC, ACC) * wy
+    nothing = tl.zeros_like(writes)
+    u += end_gradients(y * gy, nothing, tl.zeros_like(through), la, K, KEY, TREE, C, EARLY, ACC)
+    g = product(T, tl.trans(U), DOT, PREC, ACC)
+    a, b, w = score_gradients(y, x, N, g, la, K, KEY, TREE, C, EARLY, False, DOT, PREC, ACC)
+    gy += a
+    gx += b
+    u += w
+    if ERASE == DELTA:
+        tl.store(to_k, tl.where(kept, gx + gy, 0.0), mask=of_k)
+    else:
+        g = product(T, tl.trans(v), DOT, PREC, ACC)
+        a, b, w = score_gradients(y, k, M, g, la, K, KEY, TREE, C, EARLY, False, DOT, PREC, ACC)
+        tl.store(to_k, tl.where(kept, gk + b, 0.0), mask=of_k)
+        tl.store(to_x, tl.where(kept, gx, 0.0), mask=of_k)
+        tl.store(to_y, tl.where(kept, gy + a, 0.0), mask=of_k)
+        u += w
+    return u, G
