@@ -131,18 +131,21 @@ def state_part(
 
 
 class Mixer(nn.Module):
-    """A layer that mixes tokens in time: x [B, T, d_model] to y [B, T, d_model], causally.
+    """A layer that mixes tokens in time: x [B, T, d_model] to y [B, T, d_model].
 
-    `forward` over a whole sequence, `forward` over consecutive pieces of it with the state carried
-    on, and `step` token by token are the same function, to rounding.
+    If it is causal, as all are but `Bidirectional`, `forward` over a whole sequence, `forward` over
+    consecutive pieces of it with the state carried on, and `step` token by token are the same function, to
+    rounding.
 
     Attributes:
         d_model: width of x and y.
         backend: "auto", "torch" or "triton", passed on to the core.
         forms: what `forward` takes for `form`.
+        causal: whether outputs depend on no later input. What is not causal has no state and no step.
     """
 
     forms: tuple[str, ...] = FORMS
+    causal: bool = True
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

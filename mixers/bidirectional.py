@@ -38,6 +38,8 @@ class Bidirectional(Mixer):
         reversed sequence.
     """
 
+    causal = False
+
     def __init__(self, mixer: RecurrentMixer) -> None:
         accepted = "a RecurrentMixer without delta rule, convolution or shift, such as RetNet or GLA"
         if not isinstance(mixer, RecurrentMixer) or mixer.forms != RecurrentMixer.forms:

@@ -101,11 +101,14 @@ class RWKV7(RecurrentMixer):
         zigzag = zigzag * zigzag.abs()
         self.k_k.copy_(0.71 - 0.1 * (line - 0.5))
         for low in (self.w_lora, self.a_lora, self.g_lora):
-            nn.init.zeros_(low[0].weight)
-            out, rank = low[-1].weight.shape
-            nn.init.orthogonal_(low[-1].weight, gain=0.1 * max(1.0, math.sqrt(rank / out)))
-        self.w_lora[-1].bias.copy_(-5.5 + 6 * line ** (1 + depth**0.3) + 2.5 * zigzag)
-        self.a_lora[-1].bias.copy_(-0.19 + 0.3 * zigzag + 0.4 * (line - 0.5))
+            first, *_, last = low
+            nn.init.zeros_(first.weight)
+            out, rank = last.weight.shape
+            nn.init.orthogonal_(last.weight, gain=0.1 * max(1.0, math.sqrt(rank / out)))
+        _, _, w = self.w_lora
+        _, a = self.a_lora
+        w.bias.copy_(-5.5 + 6 * line ** (1 + depth**0.3) + 2.5 * zigzag)
+        a.bias.copy_(-0.19 + 0.3 * zigzag + 0.4 * (line - 0.5))
         for proj, size in ((self.r_proj, 0.5), (self.k_proj, 0.05), (self.v_proj, 0.5), (self.o_proj, 0.0)):
             nn.init.uniform_(proj.weight, -size * self.d_model**-0.5, size * self.d_model**-0.5)
         self.ln_x.weight.fill_(after**0.7)

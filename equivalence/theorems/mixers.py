@@ -73,6 +73,22 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"num_heads": 2, "layer_idx": 1, "num_layers": 3, "decay_rank": 2, "rate_rank": 3, "gate_rank": 4},
         {"num_heads": 3, "head_dim": 2},
     ),
+    "cosformer": ({}, {"num_heads": 2, "max_length": 24, "bias": False}),
+    "retnet": ({}, {"num_heads": 2, "head_v_dim": 3}, {"num_heads": 1, "head_dim": 5, "rotary_base": 100.0}),
+    "retnet-bidirectional": ({}, {"num_heads": 2, "head_v_dim": 3}),
+    "gla": ({}, {"num_heads": 2, "head_v_dim": 3, "gate_rank": 2, "gate_divisor": 1.0}, {"head_dim": 3}),
+    "gla-bidirectional": ({}, {"num_heads": 2, "head_v_dim": 3, "gate_rank": 2, "gate_divisor": 1.0}),
+    "simple-gla": ({}, {"num_heads": 2, "head_v_dim": 3, "gate_divisor": 1.0}, {"head_dim": 3}),
+    "hgrn2": (
+        {},
+        {"num_heads": 2, "head_v_dim": 3, "layer_idx": 1, "num_layers": 3},
+        {"head_dim": 3, "lower_bound": 0.9, "bias": True},
+    ),
+    "gated-slot-attention": (
+        {},
+        {"num_heads": 2, "head_v_dim": 3, "num_slots": 5, "gate_divisor": 1.0},
+        {"head_dim": 3, "num_slots": 1},
+    ),
     "mamba": (
         {},
         {"d_state": 3, "conv_width": 2, "expand": 1, "use_conv_bias": False},
@@ -170,6 +186,11 @@ class Case:
     def module(self) -> Mixer:
         return mixer(self.name, self.variant, self.seed % 4)
 
+    @property
+    def causal(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self.module().causal
+
     def generator(self, salt: int = 0) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + 1000 * salt)
 
@@ -261,11 +282,11 @@ def check_streaming(case: Case) -> float:
     y, state = module(x, form="recurrent")
     cuts = torch.randint(0, case.length + 1, (2,), generator=case.generator(1)).sort().values.tolist()
     worst = 0.0
-    for what, (found, end) in {
-        f"form {case.form}": module(x, form=case.form),
-        f"pieces cut at {cuts}": _streamed(module, x, cuts, case.form),
-        "token by token": _token_by_token(module, x),
-    }.items():
+    ways = {f"form {case.form}": module(x, form=case.form)}
+    if case.causal:
+        ways[f"pieces cut at {cuts}"] = _streamed(module, x, cuts, case.form)
+        ways["token by token"] = _token_by_token(module, x)
+    for what, (found, end) in ways.items():
         assert end is not None
         worst = max(worst, compare_outputs(what, case, found, y), compare_states(what, case, end, state))
     return worst
@@ -279,7 +300,7 @@ def check_padding(case: Case) -> float:
     module, worst = case.module(), 0.0
     state: MixerState | None = None
     alone: list[Any] = [None] * case.batch
-    for call in range(2):
+    for call in range(2 if case.causal else 1):
         x = case.inputs(call)
         mask = torch.rand(case.batch, case.length, generator=case.generator(2 + call)) < 0.6
         y, state = module(x.masked_fill(~mask[..., None], math.nan), state, mask=mask, form=case.form)
@@ -293,6 +314,8 @@ def check_padding(case: Case) -> float:
                 compare_outputs(what, case, y[b : b + 1, mask[b]], y_alone),
                 compare_states(what, case, _rows(state, b, b + 1), alone[b]),
             )
+    if not case.causal:
+        return worst
     x_t = case.inputs(9)[:, 0]
     now = torch.rand(case.batch, generator=case.generator(5)) < 0.6
     y_t, after = module.step(x_t.masked_fill(~now[:, None], math.nan), state, mask=now)
@@ -314,7 +337,7 @@ def check_packing(case: Case) -> float:
     module, worst, n = case.module(), 0.0, 3
     state: MixerState | None = None
     alone: list[Any] = [None] * n
-    for call in range(2):
+    for call in range(2 if case.causal else 1):
         x = case.inputs(call)[:1]
         cuts = torch.randint(0, case.length + 1, (n - 1,), generator=case.generator(3 + call))
         offsets = [0, *cuts.sort().values.tolist(), case.length]
@@ -355,10 +378,11 @@ def check_gradients(case: Case) -> float:
 
     reference, worst = gradients(module(x, form="recurrent")[0]), 0.0
     largest = max(float(g.abs().amax()) for g in reference if g is not None)
-    for what, y in {
-        f"form {case.form}": module(x, form=case.form)[0],
-        f"two pieces, form {case.form}": _streamed(module, x, [case.length // 2], case.form)[0],
-    }.items():
+    ways = {f"form {case.form}": module(x, form=case.form)[0]}
+    if case.causal:
+        pieces, _ = _streamed(module, x, [case.length // 2], case.form)
+        ways[f"two pieces, form {case.form}"] = pieces
+    for what, y in ways.items():
         for name, g, expected in zip(leaves, gradients(y), reference, strict=True):
             if expected is not None:
                 assert g is not None
@@ -446,6 +470,18 @@ CHECKS: dict[str, tuple[str, Callable[[Case], float]]] = {
         check_gradients,
     ),
 }
+# What is left of them for a mixer without a state.
+STATELESS: dict[str, tuple[str, Callable[[Case], float]]] = {
+    "forms": ("All forms are the same function.", check_streaming),
+    "padding": (
+        "Padding anywhere in a row changes nothing: outputs are those of the row without it. Padded inputs "
+        "(NaN, in these examples) are not looked at, and outputs there are 0.",
+        check_padding,
+    ),
+    "packing": ("Packed sequences are the sequences run apart; empty ones included.", check_packing),
+    "batching": CHECKS["batching"],
+    "gradients": ("The gradients of all parameters and inputs do not depend on the form.", check_gradients),
+}
 
 
 def _theorem(name: str, property: str, statement: str, check: Callable[[Case], float]) -> Theorem:
@@ -463,8 +499,10 @@ def theorems() -> Collection:
         if name in PAPERS:
             statement = f"The mixer is the recurrence of its paper ({entry.paper}), written as a plain loop."
             found.add(_theorem(name, "paper", statement, check_paper))
-        for property, (statement, check) in CHECKS.items():
+        for property, (statement, check) in (CHECKS if entry.causal else STATELESS).items():
             found.add(_theorem(name, property, statement, check))
+        if not entry.causal:
+            continue
         found.add(
             Theorem(
                 f"mixers/{name}/text",
