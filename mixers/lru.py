@@ -20,8 +20,6 @@ class DiagonalComplex(RecurrentMixer):
     e^{-iT arg λ}.
     """
 
-    map_heads = 8
-
     def __init__(self, d_model: int, states: int) -> None:
         super().__init__(d_model)
         self.input_proj = nn.Linear(d_model, 2 * states, bias=False)  # rows Re B, Im B

@@ -18,7 +18,6 @@ def positive(x: Tensor) -> Tensor:
 class _Minimal(RecurrentMixer):
     """h_t = a_t ∘ h_{t-1} + (write)_t ∘ h̃_t, with gates and candidate from x_t alone; y = W_o h."""
 
-    map_heads = 8
     gates: int
 
     def __init__(self, d_model: int, expand: int = 1, positive_state: bool = True, bias: bool = True) -> None:

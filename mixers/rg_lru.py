@@ -43,8 +43,6 @@ class RGLRU(RecurrentMixer):
         [0.9, 0.999], its square uniform; weights normal with deviation fan_in^{-1/2}, biases 0.
     """
 
-    map_heads = 8
-
     def __init__(
         self, d_model: int, width: int | None = None, num_heads: int | None = None, conv_width: int = 4
     ) -> None:

@@ -30,7 +30,7 @@ class RWKV4(RecurrentMixer):
         layer_idx, num_layers: l and L of the initialisation.
 
     Parameters have the names and shapes of `RwkvSelfAttention` in transformers, whose state_dict loads.
-    `attention_map` has up to 8 maps, each the mean over a group of channels; their rows sum to 1.
+    The rows of `attention_map`, the mean over all channels, sum to 1.
 
     Raises:
         TypeError: an option of another type.
@@ -41,8 +41,6 @@ class RWKV4(RecurrentMixer):
         -5 + 8 (i/(n - 1))^{0.7 + 1.3 l/(L - 1)}, time_first = log 0.3 plus 0.5 ((i + 1) mod 3 - 1), μ powers
         of i/d_model; the matrices as `nn.Linear`.
     """
-
-    map_heads = 8
 
     def __init__(
         self, d_model: int, width: int | None = None, layer_idx: int = 0, num_layers: int = 1

@@ -126,6 +126,18 @@ def test_mlstm_does_not_depend_on_its_stabiliser() -> None:
             assert (a - b).abs().max() <= 1e-11 * (1 + b.abs().max())
 
 
+def test_mlstm_gradient_through_the_stabiliser() -> None:
+    """An ε beside the divisor makes outputs depend on the maximum, and gradients go through it."""
+    torch.manual_seed(0)
+    mixer = build("mlstm", 4, num_heads=2, gate_soft_cap=None, normaliser_eps=0.5).double()
+    with torch.no_grad():
+        for p in (mixer.igate_preact, mixer.fgate_preact):
+            p.weight.normal_()
+            p.bias.normal_()
+    x = torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: mixer(x)[0], x)
+
+
 def test_rwkv4_with_keys_beyond_the_range_of_exp() -> None:
     """A mean of values, by a softmax: keys of any size."""
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from mixerzoo.mixers.base import Tokens
 
@@ -37,3 +38,47 @@ def test_gated_slots(make) -> None:
     weights = mixer.attention_map(x)
     assert weights.shape == (2, 2, T, T) and not weights.triu(1).any()
     assert (torch.einsum("bhts,bshv->bthv", weights, v) - o).abs().max() < 1e-12
+
+
+def test_mamba3(make) -> None:
+    """Without the part of a write that belongs to the token after it."""
+    mixer = make("mamba3", num_heads=2, expand=1, d_state=4)
+    mixer.out_proj = nn.Identity()
+    x = torch.randn(2, T, D, dtype=torch.float64)
+    z, v = mixer.in_proj(x)[..., : 2 * D].chunk(2, -1)
+    v = v.unflatten(-1, (2, D // 2))
+    o = (mixer(x)[0] / nn.functional.silu(z)).unflatten(-1, (2, D // 2)) - mixer.D[:, None] * v
+    weights = mixer.attention_map(x)
+    assert weights.shape == (2, 2, T, T) and not weights.triu(1).any()
+    assert (torch.einsum("bhts,bshv->bthv", weights, v) - o).abs().max() < 1e-11
+
+
+def test_mlstm(make) -> None:
+    """Divided by the normaliser, where it is above 1 and where it is not."""
+    mixer = make("mlstm", num_heads=2)
+    mixer.out_proj, mixer.multihead_norm = nn.Identity(), nn.Flatten(-2)
+    with torch.no_grad():
+        mixer.igate_preact.bias.fill_(1)
+    x = torch.randn(2, T, D, dtype=torch.float64)
+    v = mixer.v(x).unflatten(-1, (2, D // 2))
+    h = (mixer(x)[0] / torch.sigmoid(mixer.ogate_preact(x))).unflatten(-1, (2, D // 2))
+    weights = mixer.attention_map(x)
+    total = weights.sum(-1).abs()
+    assert total.max() <= 1 + 1e-12 and (total > 1 - 1e-12).any() and (total < 0.9).any()
+    assert (torch.einsum("bhts,bshv->bthv", weights, v) - h).abs().max() < 1e-12
+
+
+def test_rwkv4(make) -> None:
+    """The current token and its bonus included: a mean of values."""
+    mixer = make("rwkv4")
+    with torch.no_grad():  # the same value in all channels, and the mean over them
+        mixer.value.weight.copy_(mixer.value.weight[:1].expand_as(mixer.value.weight))
+        mixer.receptance.weight.zero_()
+        mixer.output.weight.fill_(2 / D)
+    x = torch.randn(2, T, D, dtype=torch.float64)
+    core, _, _ = core_of(mixer, x)
+    v = core.rest[1][..., 0]
+    weights = mixer.attention_map(x)
+    assert weights.shape == (2, 1, T, T) and not weights.triu(1).any()
+    assert (weights.sum(-1) - 1).abs().max() < 1e-12
+    assert (torch.einsum("bts,bs->bt", weights[:, 0], v) - mixer(x)[0][..., 0]).abs().max() < 1e-12
