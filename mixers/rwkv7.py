@@ -100,15 +100,15 @@ class RWKV7(RecurrentMixer):
         zigzag = 2 * (i % self.head_dim) / max(self.head_dim - 1, 1) - 1
         zigzag = zigzag * zigzag.abs()
         self.k_k.copy_(0.71 - 0.1 * (line - 0.5))
-        for low in (self.w_lora, self.a_lora, self.g_lora):
-            first, *_, last = low
+        w = -5.5 + 6 * line ** (1 + depth**0.3) + 2.5 * zigzag
+        a = -0.19 + 0.3 * zigzag + 0.4 * (line - 0.5)
+        for low, bias in ((self.w_lora, w), (self.a_lora, a), (self.g_lora, None)):
+            first, last = (m for m in low if isinstance(m, nn.Linear))
             nn.init.zeros_(first.weight)
             out, rank = last.weight.shape
             nn.init.orthogonal_(last.weight, gain=0.1 * max(1.0, math.sqrt(rank / out)))
-        _, _, w = self.w_lora
-        _, a = self.a_lora
-        w.bias.copy_(-5.5 + 6 * line ** (1 + depth**0.3) + 2.5 * zigzag)
-        a.bias.copy_(-0.19 + 0.3 * zigzag + 0.4 * (line - 0.5))
+            if bias is not None:
+                last.bias.copy_(bias)
         for proj, size in ((self.r_proj, 0.5), (self.k_proj, 0.05), (self.v_proj, 0.5), (self.o_proj, 0.0)):
             nn.init.uniform_(proj.weight, -size * self.d_model**-0.5, size * self.d_model**-0.5)
         self.ln_x.weight.fill_(after**0.7)
