@@ -7,7 +7,15 @@ import torch
 
 from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, Mamba, TransNormerLLM, build
 
+DELTA = ("deltanet", "gated-deltanet", "gated-deltaproduct", "kda", "comba")
+GATED = ("retnet", "gla", "simple-gla", "hgrn2", "gated-slot-attention")
 HEADS = (
+    *DELTA,
+    *GATED,
+    "lightning-bailing",
+    "cosformer",
+    "rwkv6",
+    "rwkv7",
     "linear-attention",
     "transnormer",
     "transnormer-llm",
@@ -18,13 +26,32 @@ HEADS = (
     "mamba3",
     "gateloop",
 )
-LAYERS = ("transnormer-llm", "lightning", "hgrn", "hgrn-complex", "rwkv4")
+LAYERS = (
+    "transnormer-llm",
+    "lightning",
+    "hgrn",
+    "hgrn-complex",
+    "rwkv4",
+    "lightning-bailing",
+    "hgrn2",
+    "rwkv6",
+    "rwkv7",
+)
 STEPS = ("mamba", "mamba2", "mamba3", "s4d", "s5")
 WHOLE = [
     *((name, "d_model") for name in REGISTRY),
     *((name, option) for name in HEADS for option in ("num_heads", "head_dim")),
     *((name, option) for name in LAYERS for option in ("layer_idx", "num_layers")),
     *(("softmax", option) for option in ("num_kv_heads", "rotary_dim")),
+    *((name, option) for name in DELTA for option in ("num_key_heads", "head_v_dim", "conv_width")),
+    *((name, "head_v_dim") for name in GATED),
+    *(("lightning-bailing", option) for option in ("rotary_dim", "norm_groups")),
+    ("gated-deltaproduct", "num_householder"),
+    ("cosformer", "max_length"),
+    ("gla", "gate_rank"),
+    ("gated-slot-attention", "num_slots"),
+    *(("rwkv6", option) for option in ("mix_rank", "decay_rank")),
+    *(("rwkv7", option) for option in ("decay_rank", "rate_rank", "gate_rank")),
     ("hgrn", "expand"),
     *(("mamba2", option) for option in ("d_state", "expand", "conv_width", "n_groups")),
     *(("mamba3", option) for option in ("d_state", "expand", "n_groups")),
@@ -38,7 +65,11 @@ WHOLE = [
 ]
 NUMBERS = [
     *((name, "eps") for name in ("transnormer", "transnormer-llm", "lightning")),
-    ("softmax", "rotary_base"),
+    *((name, "eps") for name in (*DELTA, *GATED, "lightning-bailing", "cosformer", "rwkv6", "rwkv7")),
+    *((name, "rotary_base") for name in ("softmax", "retnet", "lightning-bailing")),
+    *((name, "gate_divisor") for name in ("gla", "simple-gla", "gated-slot-attention")),
+    ("hgrn2", "lower_bound"),
+    ("comba", "correction"),
     ("hgrn", "lower_bound"),
     *((name, option) for name in STEPS for option in ("dt_min", "dt_max")),
     *(("mamba3", option) for option in ("rope_fraction", "A_floor")),
@@ -50,6 +81,12 @@ NUMBERS = [
 ]
 FLAGS = [
     *((name, "bias") for name in ("linear-attention", "transnormer", "transnormer-llm", "hgrn", "softmax")),
+    *((name, "use_conv_bias") for name in DELTA),
+    *((name, "allow_neg_eigval") for name in DELTA if name != "comba"),
+    *(("lightning-bailing", option) for option in ("silu", "qk_norm")),
+    *((name, "bias") for name in ("hgrn2", "cosformer")),
+    ("kda", "low_rank_gates"),
+    ("comba", "erase_decayed"),
     ("transnormer-llm", "lrpe"),
     ("hgrn", "complex"),
     ("mamba", "use_bias"),
@@ -86,7 +123,7 @@ def test_numbers(name: str, option: str) -> None:
     for value in (-0.5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"^{option} is {value}; accepted: (from|above) 0"):
             made(name, option, value)
-    if option in ("rotary_base", "dt_min", "dt_max"):
+    if option in ("rotary_base", "gate_divisor", "dt_min", "dt_max"):
         with pytest.raises(ValueError, match=f"^{option} is 0; accepted: above 0"):
             made(name, option, 0)
 
@@ -164,16 +201,66 @@ def test_pairs_to_turn() -> None:
             build("mamba3", 8, rope_fraction=fraction, d_state=d_state)
 
 
+@pytest.mark.parametrize("name", ["softmax", "lightning-bailing"])
 @pytest.mark.parametrize("rotary_dim", [3, 6])
-def test_rotary_dim(rotary_dim: int) -> None:
+def test_rotary_dim(name: str, rotary_dim: int) -> None:
     message = f"^rotary_dim is {rotary_dim}; accepted: an even number up to head_dim = 4"
     with pytest.raises(ValueError, match=message):
-        build("softmax", 8, num_heads=2, rotary_dim=rotary_dim)
+        build(name, 8, num_heads=2, rotary_dim=rotary_dim)
+
+
+@pytest.mark.parametrize("name", DELTA)
+def test_heads_of_keys_divide_heads(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^num_key_heads is 3; accepted: a divisor of num_heads = 4"):
+        build(name, 8, num_heads=4, num_key_heads=3)
+    build(name, 8, num_heads=4, num_key_heads=2)
+
+
+def test_groups_of_a_norm() -> None:
+    with pytest.raises(ValueError, match=r"^norm_groups is 3; accepted: a divisor of the 8 channels"):
+        build("lightning-bailing", 8, norm_groups=3)
+
+
+def test_bound_of_a_decay() -> None:
+    accepted = "above -inf to below 0, or None"
+    for value in (0, 0.1, float("-inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"^lower_bound is {value}; accepted: {accepted}"):
+            build("kda", 8, lower_bound=value)
+    with pytest.raises(TypeError, match=f"^lower_bound is '-5'; accepted: a number {accepted}"):
+        build("kda", 8, lower_bound="-5")
+
+
+def test_lower_bounds_of_hgrn2() -> None:
+    message = r"^lower_bound holds \[2, 8\] bounds; accepted: \[num_layers, channels\] = \[2, 6\]"
+    with pytest.raises(ValueError, match=message):
+        build("hgrn2", 8, num_heads=2, head_dim=3, num_layers=2, lower_bound=LowerBounds(2, 8))
+
+
+def test_sequences_of_cosformer_end() -> None:
+    """Also where they are reached in pieces, and not by padding."""
+    layer = build("cosformer", 8, max_length=4)
+    _, state = layer(torch.randn(1, 3, 8))
+    message = r"^x reaches position 4; accepted: positions below max_length = 4"
+    with pytest.raises(ValueError, match=message):
+        layer(torch.randn(1, 2, 8), state)
+    _, state = layer(torch.randn(1, 2, 8), state, mask=torch.tensor([[False, True]]))
+    with pytest.raises(ValueError, match=message):
+        layer.step(torch.randn(1, 8), state)
+    layer.step(torch.randn(1, 8), state, mask=torch.tensor([False]))
 
 
 def test_none_is_a_default() -> None:
     for name in HEADS:
         build(name, 8, num_heads=None, head_dim=None)
+    for name in DELTA:
+        build(name, 8, num_key_heads=None, head_v_dim=None)
+    for name in GATED:
+        build(name, 8, head_v_dim=None)
+    build("kda", 8, lower_bound=None)
+    build("hgrn2", 8, lower_bound=None)
+    build("gated-slot-attention", 8, num_slots=None)
+    build("lightning-bailing", 8, rotary_dim=None)
+    build("rwkv7", 8, decay_rank=None, rate_rank=None, gate_rank=None)
     build("softmax", 8, num_kv_heads=None, rotary_base=None, rotary_dim=None)
     Mamba(8, dt_rank=None)
     TransNormerLLM(8, lrpe=None)
