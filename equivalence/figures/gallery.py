@@ -64,7 +64,7 @@ def draw(data: dict[str, Any]) -> Drawn:
     title = finding(data)
     subtitle = (
         f"{len(data['text'])} bytes of text: rows are outputs, columns inputs; darker is a larger share of "
-        "the row's weight. Colours of names: families"
+        "the row's weight. Colours of names: families. *: not trained"
     )
     panel, left, across, down = 1.62, 0.25, 0.12, 0.3
     width = 2 * left + columns * (panel + across)
@@ -89,7 +89,7 @@ def draw(data: dict[str, Any]) -> Drawn:
                 spine.set_visible(True)
                 spine.set_linewidth(0.4)
                 spine.set_color(GREY)
-            note = "" if data["mixers"][name]["trained"] else " (untrained)"
+            note = "" if data["mixers"][name]["trained"] else "*"
             axes.set_title(name + note, color=colour(name), weight="bold", size=8, pad=3)
         headline(figure, title, subtitle, left)
     return Drawn(NAME, title, CAPTION, data, figure)

@@ -37,7 +37,7 @@ class Plan:
 
     settings: Settings = field(default_factory=Settings)
     mixers: tuple[str, ...] = SELECTION
-    sketch: Settings = field(default_factory=lambda: Settings(steps=120, layers=1, batch=8, evaluations=1))
+    sketch: Settings = field(default_factory=lambda: Settings(steps=80, layers=1, batch=8, evaluations=1))
     sketched: tuple[str, ...] = tuple(n for n, entry in registry.REGISTRY.items() if entry.causal)
     error_lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
     time_lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)
