@@ -59,6 +59,21 @@ def flag(name: str, x: object, also: str = "") -> bool:
     return x
 
 
+def divides(name: str, n: int, of: str, m: int) -> None:
+    if m % n:
+        raise ValueError(f"{name} is {n}; accepted: a divisor of {of} = {m}")
+
+
+def interval(name: str, x: object) -> tuple[float, float]:
+    accepted = "a pair of numbers from 0, the first not above the second"
+    if not isinstance(x, (tuple, list)):
+        raise TypeError(f"{name} is {shown(x)}; accepted: {accepted}")
+    numbers = [isinstance(y, (int, float)) and not isinstance(y, bool) for y in x]
+    if len(x) != 2 or not all(numbers) or not 0 <= x[0] <= x[1]:
+        raise ValueError(f"{name} is {x}; accepted: {accepted}")
+    return float(x[0]), float(x[1])
+
+
 def step_sizes(dt_min: object, dt_max: object) -> None:
     """The range of a state space model's initial step sizes."""
     number("dt_max", dt_max, 0, above=True)

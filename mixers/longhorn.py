@@ -86,14 +86,8 @@ class Longhorn(RecurrentMixer):
         k2 = k.to(acc).square()[:, :, None]
         all_of = torch.log1p(beta * k2.sum(-1, keepdim=True))
         v = (beta[..., 0] * torch.exp(-all_of[..., 0]) * x).to(x.dtype)
-        return Core(
-            q[:, :, None],
-            k[:, :, None],
-            v[..., None],
-            log_one_minus(beta, k2, all_of),
-            window=window,
-            rest=(x, z),
-        )
+        q, k, decay = q[:, :, None], k[:, :, None], log_one_minus(beta, k2, all_of)
+        return Core(q, k, v[..., None], decay, window=window, rest=(x, z))
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
         x, z = core.rest

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import flag, shown, step_sizes, whole
+from .arguments import divides, flag, interval, step_sizes, whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, head_count, head_size
 from .parts import GatedRMSNorm, ShortConvolution, init_softplus_decay
 
@@ -74,9 +74,8 @@ class Mamba2(RecurrentMixer):
         self.num_heads = H = head_count(whole("expand", expand) * d_model, num_heads)
         self.head_dim = P = head_size(expand * d_model, H, head_dim, "expand * d_model")
         self.d_state, self.n_groups = whole("d_state", d_state), whole("n_groups", n_groups)
-        if H % n_groups:
-            raise ValueError(f"n_groups is {n_groups}; accepted: a divisor of num_heads = {H}")
-        self.time_step_limit = _limits(time_step_limit)
+        divides("n_groups", n_groups, "num_heads", H)
+        self.time_step_limit = interval("time_step_limit", time_step_limit)
         inner, shared = H * P, n_groups * d_state
         self.sizes = (inner, inner + 2 * shared, H)
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=flag("use_bias", use_bias))
@@ -111,13 +110,3 @@ class Mamba2(RecurrentMixer):
         x, z = core.rest
         o = (o + self.D[:, None] * x).flatten(-2)
         return self.out_proj(o * F.silu(z) if self.norm is None else self.norm(o, z))
-
-
-def _limits(limits: object) -> tuple[float, float]:
-    accepted = "a pair of numbers from 0, the first not above the second"
-    if not isinstance(limits, (tuple, list)):
-        raise TypeError(f"time_step_limit is {shown(limits)}; accepted: {accepted}")
-    numbers = [isinstance(x, (int, float)) and not isinstance(x, bool) for x in limits]
-    if len(limits) != 2 or not all(numbers) or not 0 <= limits[0] <= limits[1]:
-        raise ValueError(f"time_step_limit is {limits}; accepted: {accepted}")
-    return float(limits[0]), float(limits[1])

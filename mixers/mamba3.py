@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import flag, number, step_sizes, whole
+from .arguments import divides, flag, number, step_sizes, whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, head_count, head_size
 from .parts import GatedRMSNorm, RMSNorm, inverse_softplus, log_uniform, rotate_pairs
 from .sequences import first, following, last, running_sum
@@ -74,8 +74,7 @@ class Mamba3(RecurrentMixer):
         self.num_heads = H = head_count(whole("expand", expand) * d_model, num_heads)
         self.head_dim = P = head_size(expand * d_model, H, head_dim, "expand * d_model")
         self.d_state, self.n_groups = whole("d_state", d_state), whole("n_groups", n_groups)
-        if H % n_groups:
-            raise ValueError(f"n_groups is {n_groups}; accepted: a divisor of num_heads = {H}")
+        divides("n_groups", n_groups, "num_heads", H)
         self.pairs = int(d_state * number("rope_fraction", rope_fraction, 0, above=True)) // 2
         if not 0 < self.pairs <= d_state // 2:
             raise ValueError(
@@ -125,16 +124,8 @@ class Mamba3(RecurrentMixer):
         kept = last(torch.cat([k, v], -1), state.window[:, 0].to(x.dtype).unflatten(-1, (H, N + P)), tokens)
         too_early = later * (q.to(acc) * k.to(acc)).sum(-1)
         k = ((now + later)[..., None] * k).to(x.dtype)
-        return Core(
-            q,
-            k,
-            v,
-            decay,
-            initial=state.recurrent + pending,
-            window=kept.flatten(1)[:, None],
-            angle=end,
-            rest=(z, too_early),
-        )
+        initial, window, rest = state.recurrent + pending, kept.flatten(1)[:, None], (z, too_early)
+        return Core(q, k, v, decay, initial=initial, window=window, angle=end, rest=rest)
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
         z, too_early = core.rest

@@ -92,17 +92,8 @@ class RWKV4(RecurrentMixer):
         written = torch.cat([e * v, e], -1).to(v.dtype)[:, :, None]
         one = torch.ones_like(written[..., :1])
         decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]
-        rest = (r, v, e, past, now)
-        return Core(
-            one,
-            one,
-            written,
-            log_decay_v=decay,
-            read="before",
-            window=window,
-            stabiliser=s.end,
-            rest=rest,
-        )
+        core = Core(one, one, written, log_decay_v=decay, read="before", rest=(r, v, e, past, now))
+        return core._replace(window=window, stabiliser=s.end)
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
         r, v, _, past, now = core.rest
