@@ -6,6 +6,7 @@ right padding and packed sequences as `Tokens` has them.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -74,9 +75,9 @@ def previous(x: Tensor, window: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]
     """The token before each of x [B, T, channels], and the window after them.
 
     window [N, 1, channels]: the token before the first."""
-    before = F.pad(x, (0, 0, 1, 0))[:, :-1]
     carried = _carried(window[:, 0], tokens).to(x.dtype)
-    before = torch.where(_firsts(tokens)[..., None], carried, before)
+    before = F.pad(x, (0, 0, 1, 0))[:, :-1]
+    before = torch.where(_firsts(tokens)[..., None], carried, before) if x.shape[1] > 1 else carried
     return before, last(x, window[:, 0].to(x.dtype), tokens)[:, None]
 
 
@@ -92,6 +93,25 @@ def running_sum(x: Tensor, start: Tensor, tokens: Tokens) -> tuple[Tensor, Tenso
         total = total - before[tokens.cu_seqlens.long()[tokens.segment]][None]
     total = total + _carried(start, tokens)
     return total, last(total, start, tokens)
+
+
+def _max_plus(f: Tensor, m: Tensor) -> Tensor:
+    """m_t ← max(f_t + m_{t-1}, m_t), step by step on a CPU where that is less work than a scan."""
+    T, lanes = m.shape[1], max(1, m.numel() // m.shape[1])
+    rounds = math.ceil(math.log2(T))
+    walk = T * (3e-6 + 2e-9 * lanes) < rounds * (3e-5 + 1e-8 * lanes * T)  # seconds, roughly
+    if walk and m.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        steps = m.unbind(1)
+        for t, factor in enumerate(f.unbind(1)[1:]):
+            torch.maximum(factor + steps[t], steps[t + 1], out=steps[t + 1])
+        return m
+    reach = 1
+    while reach < T:
+        later = torch.maximum(f[:, reach:] + m[:, :-reach], m[:, reach:])
+        f = torch.cat([f[:, :reach], f[:, reach:] + f[:, :-reach]], 1)
+        m = torch.cat([m[:, :reach], later], 1)
+        reach *= 2
+    return m
 
 
 class Stabilised(NamedTuple):
@@ -110,8 +130,7 @@ class Stabilised(NamedTuple):
 def stabilise(
     log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens, constant: bool = True
 ) -> Stabilised:
-    """m_t = max(log f_t + m_{t-1}, log i_t) from `start` [N, ...], by an associative scan; log f, log i
-    [B, T, ...].
+    """m_t = max(log f_t + m_{t-1}, log i_t) from `start` [N, ...]; log f, log i [B, T, ...].
 
     What is computed with m does not depend on it in exact arithmetic, so m counts as a constant in gradients,
     unless `constant` is False.
@@ -126,14 +145,8 @@ def stabilise(
         first = _spread(_firsts(tokens), i)
         carried = _carried(start, tokens)
         m = torch.where(first, torch.maximum(i, f + carried), i)
-        f = torch.where(first, -torch.inf, f)
-        reach = 1
-        while reach < m.shape[1]:
-            later = torch.maximum(f[:, reach:] + m[:, :-reach], m[:, reach:])
-            f = torch.cat([f[:, :reach], f[:, reach:] + f[:, :-reach]], 1)
-            m = torch.cat([m[:, :reach], later], 1)
-            reach *= 2
-        before = torch.where(first, carried, torch.roll(m, 1, 1))
+        m = _max_plus(torch.where(first, -torch.inf, f), m)
+        before = torch.where(first, carried, torch.roll(m, 1, 1)) if m.shape[1] > 1 else carried
         empty = torch.isneginf(m)  # nothing has been written: any factor of nothing will do
         change = torch.where(empty, -torch.inf, before - torch.where(empty, 0.0, m))
     log_decay = (log_f.to(m.dtype) + change).to(log_f.dtype)
