@@ -154,6 +154,15 @@ def test_normalised() -> None:
     close(weights.sum(-1), torch.ones(2, 2, 5, dtype=torch.float64))
 
 
+def test_padding_writes_nothing() -> None:
+    """Where padding has keys and values that are not 0: elu(0) + 1, and the 1 that the divisor adds up."""
+    torch.manual_seed(0)
+    both = Bidirectional(LinearAttention(8, num_heads=2).double())
+    x = torch.randn(1, 6, 8, dtype=torch.float64)
+    mask = torch.tensor([[False, True, True, False, True, False]])
+    close(both(x, mask=mask)[0][mask], both(x[mask][None])[0][0])
+
+
 def test_retention_is_a_power_of_the_distance() -> None:
     """Fan et al. 2023: D_ts = γ^|t - s|."""
     inner = RetNet(8, num_heads=2, head_dim=1).double()  # one channel: nothing to turn

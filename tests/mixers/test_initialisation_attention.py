@@ -32,6 +32,7 @@ def test_decays(name: str, lowest: float) -> None:
     """exp(A_log) uniform, softplus(dt_bias) log-uniform."""
     mixer = build(name, 16, num_heads=400, head_dim=1)
     spread(mixer.A_log.exp(), lowest * (1 - 1e-5), 16 * (1 + 1e-5))
+    assert mixer.A_log.exp().min() < lowest + 0.5
     spread(F.softplus(mixer.dt_bias).log(), math.log(1e-3) - 1e-4, math.log(0.1) + 1e-4)
 
 
