@@ -26,10 +26,10 @@ from .operators import FIXED, OPERATORS, VARIANTS, Case
 from .record import from_json
 
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
-DEFAULT = ("scalar", "vector", "hgrn", "mamba1")
+DEFAULT = ("scalar", "vector", "gated_delta", "kda", "hgrn", "mamba1")
 FORMATS = {"bfloat16": "bf16", "float16": "fp16", "float32": "tf32", "float64": "fp64"}  # of least products
 EXAMPLES = """examples:
-  mixerzoo cost                                         six operators, forward and backward, fused and split
+  mixerzoo cost                                         ten operators, forward and backward, fused and split
   mixerzoo cost --operator vector --head-dim 128 --kernels   one of them, kernel by kernel
   mixerzoo cost --mixer lightning --length 256          the recurrence inside a layer
   mixerzoo cost --operator scalar --model --sequences 1 --sequences 64 --card H100 --card B200
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def choice(option: str, choices: Any, text: str, **more: Any) -> None:
         parser.add_argument(option, action="append", choices=choices, help=text, **more)
 
-    choice("--operator", OPERATORS, f"{many}the six of the table. {words(OPERATORS)}", metavar="NAME")
+    choice("--operator", OPERATORS, f"{many}the ten of the table. {words(OPERATORS)}", metavar="NAME")
     choice(
         "--mixer",
         REGISTRY,

@@ -13,6 +13,16 @@ Products. Per step and head, with K keys and V values (a multiplication and an a
                      forward   2 K + 2 V        q k^T, and it times v
                      backward  6 K + 4 V        q k^T, do v^T; the gradients of q, k and of v
 
+The delta rule (beta) and its general form (erase) add to that, with (C - 1) / 2 steps seen on average by what
+is read before it is written over:
+
+    recurrent form   forward   2 K V            read S^T k;              erase: 4 K V, read S^T y and write x
+                     backward  6 K V            that again; dR S^T, and dS += k dR^T
+                                                erase: 12 K V, both again; x and its value from dS; y; dS
+    chunk form       forward   2 K + 2 V        k k^T, and it times the new values (the solution, by rows)
+                     backward  6 K + 6 V        that again; the transposed solution; dR u^T; k's gradients
+                     erase: of q, x as of q, k; of y, x and of y, k as of q, k, and the values again
+
 C is CHUNK = 16, the least number of rows of a tensor-core product; heads below 16 keys or values do not use
 tensor cores, and have the recurrent form. The multiplications by decays are not counted: they are not
 products of matrices.
@@ -64,7 +74,13 @@ def products(call: Call) -> tuple[int, int]:
     B, T, H, V = call.operands["v"].shape
     K = call.operands["k"].shape[3]
     forward, backward = 4 * K * V, 10 * K * V
-    if min(K, V) >= 16:
-        forward += (CHUNK + 1) * (K + V)
-        backward += (CHUNK + 1) * (3 * K + 2 * V)
+    seen, before = (CHUNK + 1, CHUNK - 1) if min(K, V) >= 16 else (0, 0)
+    forward += seen * (K + V)
+    backward += seen * (3 * K + 2 * V)
+    if call.operands.get("beta") is not None:
+        forward += 2 * K * V + before * (K + V)
+        backward += 6 * K * V + before * (3 * K + 3 * V)
+    if call.operands.get("erase") is not None:
+        forward += 4 * K * V + (seen + 2 * before) * (K + V)
+        backward += 12 * K * V + seen * (3 * K + 2 * V) + before * (6 * K + 6 * V)
     return B * T * H * forward, B * T * H * backward

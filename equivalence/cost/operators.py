@@ -18,6 +18,10 @@ OPERATORS = {
     "scalar": "a decay per step and head; one head, K = V = D",
     "vector": "a decay per key (GLA); one head, K = V = D",
     "both": "decays per key and per value; one head, K = V = D",
+    "delta": "the delta rule, no decay; one head, K = V = D",
+    "gated_delta": "the delta rule and a decay per step and head; one head, K = V = D",
+    "kda": "the delta rule and a decay per key; one head, K = V = D",
+    "dplr": "erase=(x, y) and a decay per key (RWKV-7); one head, K = V = D",
     "hgrn": "elementwise, decays per value; one head, K = 1, V = 64",
     "mamba1": "OuterDecay; 64 channels as heads, K = 16, V = 1, q and k shared by all",
 }
@@ -69,7 +73,7 @@ class Call:
     """One call of the recurrence.
 
     Attributes:
-        operands: arguments of `recurrence` which are tensors (or an OuterDecay), by name.
+        operands: arguments of `recurrence` which are tensors (or an OuterDecay, or a pair), by name.
         options: its other arguments, but for backend and schedule.
         final: whether the final state is used, so that it has a gradient.
     """
@@ -84,6 +88,9 @@ class Call:
             if isinstance(x, OuterDecay):
                 yield f"{name}.dt", x.dt
                 yield f"{name}.A", x.A
+            elif isinstance(x, tuple):
+                yield f"{name}.x", x[0]
+                yield f"{name}.y", x[1]
             elif x is not None:
                 yield name, x
 
@@ -104,6 +111,10 @@ def call_of(case: Case) -> Call:
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(shape, generator=draw).to(dtype).requires_grad_()
 
+    def unit(*shape: int) -> Tensor:
+        x = torch.nn.functional.normalize(normal(*shape).detach().to(wide), dim=-1)
+        return x.to(dtype).requires_grad_()
+
     def decays(*shape: int) -> Tensor:
         return (-torch.rand(shape, generator=draw) / 8).to(wide).requires_grad_()
 
@@ -112,9 +123,16 @@ def call_of(case: Case) -> Call:
         "k": normal(1, T, shared, K),
         "v": normal(1, T, H, V),
     }
-    if case.operator == "scalar":
+    if case.operator in ("delta", "gated_delta", "kda", "dplr"):
+        # keys of length 1, as the delta rule has them: others would make the state grow without bound
+        operands["k"] = unit(1, T, shared, K)
+    if case.operator in ("delta", "gated_delta", "kda"):
+        operands["beta"] = torch.rand((1, T, H), generator=draw).to(wide).requires_grad_()
+    if case.operator == "dplr":
+        operands["erase"] = unit(1, T, shared, K), unit(1, T, shared, K)
+    if case.operator in ("scalar", "gated_delta"):
         operands["log_decay"] = decays(1, T, H)
-    if case.operator in ("vector", "both"):
+    if case.operator in ("vector", "both", "kda", "dplr"):
         operands["log_decay"] = decays(1, T, H, K)
     if case.operator in ("both", "hgrn"):
         operands["log_decay_v"] = decays(1, T, H, V)
@@ -147,13 +165,15 @@ def calls_of_mixer(case: Case) -> list[Call]:
     assert case.mixer is not None and case.d_model is not None
     dtype = DTYPES[case.dtype]
     calls: list[Call] = []
-    tensors = ("initial_state", "cu_seqlens", "mask")
+    tensors = ("beta", "erase", "initial_state", "cu_seqlens", "mask")
     recurrence = base.recurrence
 
     def own(x: Any) -> Any:
         """The operand as a leaf."""
         if isinstance(x, OuterDecay):
             return OuterDecay(own(x.dt), own(x.A))
+        if isinstance(x, tuple):
+            return tuple(own(z) for z in x)
         return None if x is None else x.detach().requires_grad_(x.requires_grad)
 
     def record(q: Tensor, k: Tensor, v: Tensor, la: Any = None, lb: Any = None, **named: Any) -> Any:

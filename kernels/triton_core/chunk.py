@@ -93,16 +93,18 @@ def load_decays(
 
 @triton.jit
 def load_erased(
-    x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE: tl.constexpr, C: tl.constexpr,
+    k, x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE: tl.constexpr, C: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """x and y [C, K], and beta [C] (zeros if GENERAL: not loaded). A masked step erases nothing."""
+    """x and y [C, K], and beta [C] (zeros if GENERAL: not loaded). k: those of DELTA. A masked step erases
+    nothing."""
     bt = tl.zeros([C], ACC)
     if ERASE == DELTA:
         bt += tl.load(beta + t * set + rel * set, mask=keep, other=0.0).to(ACC)
-    xt = load_rows(x, t, rel, keep, d, in_k, sxt, sxd)
-    yt = load_rows(y, t, rel, keep, d, in_k, syt, syd)
-    return xt, yt, bt
+        return k, k, bt
+    else:  # noqa: RET505
+        xt = load_rows(x, t, rel, keep, d, in_k, sxt, sxd)
+        return xt, load_rows(y, t, rel, keep, d, in_k, syt, syd), bt
 
 
 @triton.jit
@@ -181,8 +183,11 @@ def chunk_states(
             la, lb, t, rel, keep, a, d, in_k, e, in_v, sat, sad, sbt, sbd, KEY, VALUE, TREE, C, ACC
         )
         if ERASE != NONE:
+            of_delta = kt
+            if ERASE == DELTA and ADJOINT:
+                of_delta = load_rows(x, t, rel, keep, d, in_k, sxt, sxd)
             xt, yt, bt = load_erased(
-                x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
+                of_delta, x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
             )
             if not ADJOINT:
                 U = solved(kt, vt, xt, yt, bt, S, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, SOLVE, ACC)
@@ -273,7 +278,7 @@ def chunk_forward(
         )
         if ERASE != NONE:
             xt, yt, bt = load_erased(
-                x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
+                kt, x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
             )
             U = solved(kt, vt, xt, yt, bt, S, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, SOLVE, ACC)
             if ERASE == DELTA:
@@ -385,7 +390,7 @@ def chunk_backward(
         of_k, of_v = live[:, None] & in_k[None, :], live[:, None] & in_v[None, :]
         if ERASE != NONE:
             xt, yt, bt = load_erased(
-                x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
+                kt, x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
             )
             to_k, to_v = t * (H * K) + to_k, t * (H * V) + to_v
             ua, G = erased_backward(

@@ -17,7 +17,7 @@ def _plan(x: Problem, launch: str) -> ChunkPlan:
         launch,
         K=x.K,
         V=x.V,
-        erase=x.erase != NONE,
+        erase={NONE: "", DELTA: "delta", GENERAL: "general"}[x.erase],
         decays="both" if x.lb is not None else {VECTOR: "key", OUTER: "outer"}.get(x.key, "scalar"),
         acc=x.acc,
         operands=[x.q.dtype, x.k.dtype, x.v.dtype],

@@ -49,7 +49,8 @@ def accumulation(*tensors: torch.Tensor | None) -> torch.dtype:
 @dataclass(frozen=True)
 class ChunkPlan:
     """Of the matmul regime: C steps per chunk, BK x BV of the state per program; between launches a state is
-    stored every `segment` steps, in `kept`. dot, prec: dtype and input precision of matmul operands."""
+    stored every `segment` steps, in `kept`. dot, prec: dtype and input precision of matmul operands. erase:
+    "" or what erases; solve: the input precision of the products that invert its system."""
 
     tree: bool
     C: int
@@ -61,7 +62,7 @@ class ChunkPlan:
     stages: int
     dot: torch.dtype
     prec: str
-    erase: bool = False
+    erase: str = ""
     solve: str = "ieee"
 
     @property
@@ -76,7 +77,7 @@ def chunk_plan(
     K: int,
     V: int,
     decays: str,
-    erase: bool = False,
+    erase: str = "",
     acc: torch.dtype,
     operands: list[torch.dtype],
     precision: str | None,
@@ -85,19 +86,23 @@ def chunk_plan(
     """The plan of the launches of "forward" or "backward".
 
     decays: "scalar" (at most one per head and step), "key", "outer" (both over keys) or "both" (any over
-    values). operands: dtypes of q, k, v."""
+    values). erase: "delta", "general" or "". operands: dtypes of q, k, v."""
     dot, prec = _precision(target, acc, operands, precision)
-    C, high, wide, warps, stages = _blocks(target, launch, decays, max(K, V), dot, prec)
+    if erase:
+        C, wide, warps = _erasing(target, launch, erase, decays, max(K, V), dot, prec)
+        high, stages = power(K, 16), 1  # all keys: what is erased is a sum over them
+    else:
+        C, high, wide, warps, stages = _blocks(target, launch, decays, max(K, V), dot, prec)
     if chunk_size is not None and decays == "scalar":
         C = min(C, power(chunk_size, 16))
-    if erase:
-        C, wide = min(C, 32), 64
-        high = power(K, 16)
     BK, BV = min(power(K, 16), high), min(power(V, 16), wide)
     warps = max(4, min(warps, BK * BV * warps // (high * wide)))
     # The gradient takes the stored states for operands alone, forward goes on from them.
     segment, kept = (C, dot) if launch == "backward" else (max(C, 64), acc)
-    return ChunkPlan(decays != "scalar", C, BK, BV, segment, kept, warps, stages, dot, prec, erase)
+    solve = "ieee"
+    if dot != torch.float64 and target.backend != "interpreter":
+        solve = "tf32x3" if target.backend == "cuda" else "bf16x6"  # about float32, on small products
+    return ChunkPlan(decays != "scalar", C, BK, BV, segment, kept, warps, stages, dot, prec, erase, solve)
 
 
 def _precision(
@@ -222,10 +227,52 @@ for _arch in ("sm_90", "sm_100"):
     }
 
 
+# The same where something is erased: steps per chunk, values per program (which has all keys), warps.
+Erasing = tuple[int, int, int]
+_ERASING: dict[tuple[str, str, str], dict[str, tuple[Erasing, Erasing]]] = {
+    ("sm_90", "bf16", "forward"): {
+        "delta scalar": ((32, 64, 8), (32, 128, 8)),
+        "delta key": ((16, 64, 8), (16, 128, 8)),
+        "general scalar": ((16, 64, 8), (16, 128, 8)),
+        "general key": ((16, 64, 8), (16, 64, 8)),
+    },
+    ("sm_90", "bf16", "backward"): {
+        "delta scalar": ((32, 64, 8), (16, 128, 8)),
+        "delta key": ((16, 64, 8), (16, 128, 8)),
+        "general scalar": ((16, 64, 8), (16, 64, 8)),
+        "general key": ((16, 64, 8), (16, 64, 8)),
+    },
+}
+_SMALL: dict[str, tuple[Erasing, Erasing]] = {
+    kind: ((16, 32, 8), (16, 32, 8)) for kind in ("delta scalar", "delta key", "general scalar", "general key")
+}
+for _arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
+    for _how in ("bf16", "tf32", "bf16x6"):
+        for _launch in ("forward", "backward"):
+            _ERASING.setdefault((_arch, _how, _launch), _SMALL)
+
+
+def _erasing(
+    target: Target, launch: str, erase: str, decays: str, D: int, dot: torch.dtype, prec: str
+) -> Erasing:
+    if dot == torch.float64:
+        return 16, 16, 4
+    kind = f"{erase} {'scalar' if decays == 'scalar' else 'key'}"
+    arch, how = _row(target, dot, prec)
+    return _ERASING[arch, how, launch][kind][D > 64]
+
+
 def _blocks(target: Target, launch: str, decays: str, D: int, dot: torch.dtype, prec: str) -> Block:
-    """The interpreter takes what sm_90 takes for bfloat16: what it counts is what most people would run."""
     if dot == torch.float64:
         return 16, 16, 16, 4, 1
+    arch, how = _row(target, dot, prec)
+    return _BLOCKS[arch, how, launch][decays][D > 64]
+
+
+def _row(target: Target, dot: torch.dtype, prec: str) -> tuple[str, str]:
+    """Architecture, and how products are made, of a row of the tables.
+
+    The interpreter takes what sm_90 takes for bfloat16: what it counts is what most people would run."""
     arch, how = "sm_90", "bf16" if dot == torch.bfloat16 else prec
     if target.backend == "interpreter":
         how = "bf16"
@@ -235,7 +282,7 @@ def _blocks(target: Target, launch: str, decays: str, D: int, dot: torch.dtype, 
         arch, how = "sm_80", "bf16" if how == "bf16" else "bf16x6"
     elif int(target.arch) >= 100:
         arch = "sm_100"
-    return _BLOCKS[arch, how, launch][decays][D > 64]
+    return arch, how
 
 
 def walk_plan(p: ChunkPlan) -> ChunkPlan:

@@ -258,6 +258,19 @@ def vector_retreat(
 
 
 @triton.jit
+def across(x, y, C: tl.constexpr, D: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
+    """x yᵀ [C, C] of x, y [C, D], in parts of D/n channels side by side: each warp holds one of them, where
+    all warps would hold both operands whole."""
+    n: tl.constexpr = D // 32
+    if n < 2 or C > 16:
+        return product(x, tl.trans(y), DOT, PREC, ACC)
+    else:  # noqa: RET505
+        a = tl.permute(tl.reshape(x.to(DOT), [C, n, 32]), [1, 0, 2])
+        b = tl.permute(tl.reshape(y.to(DOT), [C, n, 32]), [1, 2, 0])
+        return tl.sum(tl.dot(a, b, input_precision=PREC, out_dtype=ACC), 0)
+
+
+@triton.jit
 def vector_scores(
     q, k, la, K: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr, DOT: tl.constexpr,
     PREC: tl.constexpr, ACC: tl.constexpr,
@@ -272,7 +285,7 @@ def vector_scores(
     for level in tl.static_range(0, LEVELS):
         M = tl.where(odd(level, C), q, k) * level_weights(start, end, level, C)
         start, end, all = wider(start, end, all, 1 << level, C, K)
-        P += tl.where(siblings(level, C) & (row > col), product(M, tl.trans(M), DOT, PREC, ACC), 0.0)
+        P += tl.where(siblings(level, C) & (row > col), across(M, M, C, K, DOT, PREC, ACC), 0.0)
     return P
 
 
@@ -297,7 +310,7 @@ def vector_gradients(
         start, end, all = wider(start, end, all, 1 << level, C, K)
         x = tl.where(reads, q, k)
         pairs = tl.where(siblings(level, C), g, 0.0)
-        gM = tl.trans(product(tl.trans(x * w), pairs, DOT, PREC, ACC)) * w
+        gM = product(pairs, x * w, DOT, PREC, ACC) * w
         gq += tl.where(reads, gM, 0.0)
         gk += tl.where(reads, 0.0, gM)
         gM *= x
