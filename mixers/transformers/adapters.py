@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arguments import shown
-from ..base import MixerState, RecurrentMixer
+from ..base import MixerState, RecurrentMixer, Tokens
 from .padding import Padding
 
 
@@ -67,10 +67,10 @@ class Adapter(Masked):
         self, x: Tensor, state: MixerState | None, mask: Tensor | None = None
     ) -> tuple[Tensor, MixerState]:
         valid = self.valid(x, mask)
-        if x.shape[1] != 1:
+        if x.shape[1] > 1 or valid is not None or state is None:
             return self.mixer(x, state, valid)
-        y, state = self.mixer.step(x[:, 0], state, None if valid is None else valid[:, 0])
-        return y[:, None], state
+        # One token more: `step` without its look at the arguments, which a model makes alike each time.
+        return self.mixer.mix(x, state, Tokens(state.position[:, None], None), None)
 
     def before(self, x: Tensor, **parts: Tensor | None) -> MixerState:
         """The state that a cache holds. No cache holds how many tokens were seen: 0 here."""
@@ -130,6 +130,13 @@ class CacheLayerAdapter(Adapter):
         else:
             cache.update_conv_state(F.pad(window, (1, 0)), self.layer_idx)
             cache.update_recurrent_state(recurrent, self.layer_idx)
+
+
+def representable(m: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The stabiliser m as a cache of this dtype holds it, and what the state kept beside it is to be
+    multiplied by."""
+    held = m.to(dtype).to(m.dtype)
+    return held, torch.exp(m - held)
 
 
 def given_cache(cache: Any, kwargs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..rwkv4 import RWKV4
-from .adapters import Adapter, Masked
+from .adapters import Adapter, Masked, representable
 from .recipe import Recipe, same
 
 
@@ -41,10 +41,11 @@ class RWKVAdapter(Adapter):
         )
         y, after = self.mix(hidden, before)
         assert after.window is not None and after.recurrent is not None and after.stabiliser is not None
-        last.copy_(after.window[:, 0])
+        m, factor = representable(after.stabiliser, top.dtype)
         for place, part in zip((above, below), after.recurrent[:, 0, 0].chunk(2, -1), strict=True):
-            place.copy_(part)
-        top.copy_(after.stabiliser)
+            place.copy_(part * factor)
+        last.copy_(after.window[:, 0])
+        top.copy_(m)
         return y, state
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..base import MixerState, accumulation
 from ..mlstm import MLSTM
-from .adapters import Adapter
+from .adapters import Adapter, representable
 from .recipe import Recipe, Tensors
 
 
@@ -32,11 +32,11 @@ class XLSTMAdapter(Adapter):
 
 
 def to_theirs(state: MixerState, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """With an m that a cache of this dtype holds exactly: what rounds it off, the matrices take up."""
+    """For caches of this dtype."""
     assert state.recurrent is not None and state.stabiliser is not None
-    m = state.stabiliser.to(dtype).to(state.stabiliser.dtype)
-    held = state.recurrent * torch.exp(state.stabiliser - m)[..., None, None]
-    return held[..., :-1], held[..., -1], m[..., None]
+    m, factor = representable(state.stabiliser, dtype)
+    S = state.recurrent * factor[..., None, None].to(state.recurrent.dtype)
+    return S[..., :-1], S[..., -1], m[..., None]
 
 
 def build(theirs: Any) -> MLSTM:
