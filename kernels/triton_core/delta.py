@@ -264,7 +264,7 @@ def erased_backward(
     if KEY != NONE:
         through *= tl.exp2(tl.sum(la, 0))
     wk = write_weight(la, K, KEY, TREE, C, ACC)
-    wq = read_weight(la, K, KEY, TREE, C, STRICT, ACC) * scale
+    wq = read_weight(la, K, KEY, TREE, C, STRICT, ACC)
     wy = read_weight(la, K, KEY, TREE, C, EARLY, ACC)
     # what is written, and through the system its gradient: that of what y reads
     N, X = solver(x, y, beta, la, K, KEY, TREE, C, ERASE, DOT, PREC, SOLVE, ACC)
@@ -294,10 +294,13 @@ def erased_backward(
         gv += product(tl.trans(M), T, DOT, PREC, ACC)
         tl.store(to_v, tl.where(kept, gv, 0.0), mask=of_v)
     G = state_decayed(G, la, KEY, TREE)
-    G += to_state(q, do, wq, DOT, PREC, ACC)
+    if TREE:  # rounded as chunk_states does
+        G += to_state(q.to(ACC) * scale, do, wq, DOT, PREC, ACC)
+    else:
+        G += to_state(q, do, wq * scale, DOT, PREC, ACC)
     G += to_state(y, T, wy, DOT, PREC, ACC)
     # what q reads
-    gq = times_state(do, tl.trans(S), DOT, PREC, ACC) * wq
+    gq = times_state(do, tl.trans(S), DOT, PREC, ACC) * (wq * scale)
     u = end_gradients(q * gq, writes, through, la, K, KEY, TREE, C, STRICT, ACC)
     g = product(do, tl.trans(U), DOT, PREC, ACC) * scale
     a, b, w = score_gradients(q, x, P, g, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)

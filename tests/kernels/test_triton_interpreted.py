@@ -208,8 +208,110 @@ ERASED = [
 def test_erased(erase: str, decay: str | None, read: str, reverse: bool) -> None:
     """The delta rule and the general form of it, with every kind of decay; in turn fused and split."""
     schedule = ("fused", "split")[(ERASED.index((erase, decay)) + ORDERS.index((read, reverse))) % 2]
-    inputs = make(decay, None, 1, 41, 2, 5, 3, Hk=1, erase=erase)
+    inputs = make(decay, None, 1, 20, 2, 5, 3, Hk=1, erase=erase)
     check(inputs, 1e-11, read=read, reverse=reverse, schedule=schedule, chunk_size=16)
+
+
+@pytest.mark.parametrize("T", [0, 1, 17, 65])
+@pytest.mark.parametrize("erase,decay", [("delta", "scalar"), ("general", "scalar"), ("delta", "vector")])
+def test_lengths_erased_float32(erase: str, decay: str, T: int) -> None:
+    check(make(decay, None, 1, T, 1, 16, 17, initial=T != 65, erase=erase), 1e-5, torch.float32)
+
+
+@pytest.mark.parametrize("decay,schedule", [(None, "fused"), ("vector", "split")])
+@pytest.mark.parametrize("beta", [2.0, None])
+def test_identical_keys(beta: float | None, decay: str | None, schedule: str) -> None:
+    """The system is then as far from the identity as it gets: with beta = 2 each step is a reflection."""
+    inputs = make(decay, None, 1, 65, 1, 16, 16, odd=False, erase="delta")
+    inputs[1] = inputs[1][:, :1].expand_as(inputs[1]).clone()
+    if beta is not None:
+        inputs[6] = torch.full_like(inputs[6], beta)
+    if decay is not None:
+        inputs[3] = inputs[3] / 100
+    check(inputs, 1e-5, torch.float32, schedule=schedule)
+
+
+@pytest.mark.parametrize("C", [16, 32])
+@pytest.mark.parametrize("erase,decay", [("delta", "scalar"), ("delta", "vector"), ("general", "vector")])
+def test_blocks_of_erasure(erase: str, decay: str, C: int, plans: Any) -> None:
+    """Chunks of 16 and 32 steps, several blocks of values, keys that do not fill a block."""
+    plans(C=C, segment=C, BV=16)
+    inputs = make(decay, None, 1, 50, 1, 17, 18, erase=erase)
+    inputs = [x.mT.contiguous().mT if isinstance(x, Tensor) and x.dim() > 2 else x for x in inputs]
+    check(inputs, 1e-11, read="before" if C == 16 else "after")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("erase,schedule", [("delta", "split"), ("general", "fused")])
+def test_packed_erased(erase: str, schedule: str, reverse: bool) -> None:
+    inputs = make("scalar", None, 1, 43, 2, 3, 4, cu_seqlens=[0, 0, 5, 22, 22, 43, 43], erase=erase)
+    check(inputs, 1e-11, schedule=schedule, reverse=reverse, chunk_size=16)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("erase", ["delta", "general"])
+def test_half_erased(erase: str, dtype: torch.dtype, tolerance: float) -> None:
+    check(make("scalar", None, 1, 33, 1, 16, 16, odd=False, erase=erase), tolerance, dtype)
+
+
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("erase,decay", [("delta", "scalar"), ("general", "vector"), ("delta", "vector")])
+def test_resets_of_erasure(erase: str, decay: str, read: str) -> None:
+    """A log-decay of -inf has gradient exactly 0, and the sizes of others do not matter to it."""
+    inputs = make(decay, None, 1, 40, 1, 3, 2, erase=erase)
+    inputs = cast(inputs, torch.float32)
+    o, state, _ = launch.forward(*inputs, **DEFAULTS)
+    grads = launch.backward(torch.randn_like(o), state, None, *inputs, **(DEFAULTS | {"read": read}))
+    assert inputs[3].isinf().any()
+    assert all(x.isfinite().all() for x in grads if x is not None)
+    assert (grads[3][inputs[3].isinf()] == 0).all()
+    assert (grads[3][inputs[3] == -12] != 0).any()
+
+
+@pytest.mark.parametrize("schedule", ["fused", "split"])
+@pytest.mark.parametrize("erase,decay,reverse", [("delta", "vector", True), ("general", "scalar", False)])
+def test_masked_steps_erase_nothing(erase: str, decay: str, reverse: bool, schedule: str) -> None:
+    """As if they were not there, whatever they hold; of them only the query has a gradient."""
+    inputs = make(decay, None, 1, 40, 1, 16, 17, erase=erase)
+    mask = torch.rand(1, 40, generator=torch.Generator().manual_seed(5)) < 0.7
+
+    def kept(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[:, mask[0]]
+
+    dirty = [
+        torch.where(mask.reshape(1, 40, *(1 for _ in x.shape[2:])), x, torch.nan) if x is not None else None
+        for x in inputs[:9]
+    ]
+    dirty[0] = inputs[0]
+    options = DEFAULTS | {"reverse": reverse, "schedule": schedule}
+    do = torch.randn(1, 40, 1, 17, dtype=torch.float64)
+    do[:, ~mask[0]] = 0
+    short = [*map(kept, inputs[:9]), *inputs[9:]]
+    o, state, _ = launch.forward(*short, **options)
+    want = launch.backward(kept(do), state, None, *short, **options)
+    got_o, got_state, _ = launch.forward(*dirty, *inputs[9:], mask, **options)
+    got = launch.backward(do, state, None, *dirty, *inputs[9:], mask, **options)
+    assert got_o.isfinite().all()
+    close(kept(got_o), o, 1e-11)
+    close(got_state, state, 1e-11)
+    close(got[9], want[9], 1e-11)
+    for x, y in zip(got[:9], want[:9], strict=True):
+        if x is not None:
+            close(kept(x), y, 1e-11)
+            assert not x[:, ~mask[0]].any()
+
+
+@pytest.mark.parametrize("erase", ["delta", "general"])
+def test_missing_gradients_of_erasure(erase: str) -> None:
+    """do or dstate may be None: as zeros."""
+    inputs = make("scalar", None, 1, 20, 1, 3, 4, erase=erase)
+    o, state, _ = launch.forward(*inputs, **DEFAULTS)
+    for do, dstate in ((o, None), (None, state)):
+        got = launch.backward(do, dstate, None, *inputs, **DEFAULTS)
+        zeros = [torch.zeros_like(x) if y is None else y for x, y in ((o, do), (state, dstate))]
+        want = launch.backward(*zeros, None, *inputs, **DEFAULTS)
+        for x, y in zip(got, want, strict=True):
+            assert (x is None and y is None) or torch.equal(x, y)
 
 
 @pytest.mark.parametrize("decay,decay_v,read", [("vector", None, "after"), ("outer", "full", "before")])
@@ -368,11 +470,20 @@ def bits(*results: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-@pytest.mark.parametrize("decay,decay_v", [("scalar", None), ("vector", None), ("vector", "full")])
-def test_bits_do_not_depend_on_schedule_batch_or_run(decay: str, decay_v: str | None) -> None:
+@pytest.mark.parametrize(
+    "decay,decay_v,erase",
+    [
+        ("scalar", None, None), ("vector", None, None), ("vector", "full", None), ("scalar", None, "delta"),
+        ("vector", None, "delta"), ("scalar", None, "general"),
+    ],
+)  # fmt: skip
+def test_bits_do_not_depend_on_schedule_batch_or_run(
+    decay: str, decay_v: str | None, erase: str | None
+) -> None:
     """fused and split, a row alone and among others, now and again."""
-    inputs = cast(make(decay, decay_v, 2, 70, 2, 16, 20, odd=False), torch.float32)
-    do = torch.randn(2, 70, 2, 20)
+    T = 70 if erase is None else 66
+    inputs = cast(make(decay, decay_v, 2, T, 1, 16, 20, odd=False, erase=erase), torch.float32)
+    do = torch.randn(2, T, 1, 20)
     found = {}
     for schedule in ("fused", "split"):
         options = DEFAULTS | {"schedule": schedule}
