@@ -218,7 +218,8 @@ NAMES = ("q", "k", "v", "log_decay", "log_decay_v", "beta", "x", "y", "initial_s
 
 
 def _values(x: Operands) -> Operands:
-    return Operands(*(y.value() if isinstance(y, Element) else y for y in x))
+    values: dict[str, Any] = {n: y.value() for n, y in x._asdict().items() if isinstance(y, Element)}
+    return x._replace(**values)
 
 
 def _gradient_is_derivative(kind: str) -> Any:
