@@ -9,6 +9,7 @@ elements.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,22 @@ def _integer_case(g: torch.Generator, dtype: torch.dtype, read: str, reverse: bo
     )
 
 
+Results = dict[tuple[str, torch.dtype], list[Tensor]]
+
+
+def _all_the_same(results: Results, inputs: Iterable[str], where: str, tally: Tally) -> None:
+    """Outputs, final state and gradients of every form and dtype are whole numbers, and those of one."""
+    names = ["the outputs", "the final state", *(f"the gradient of {n}" for n in inputs)]
+    expected = results["recurrent", torch.float64]
+    for (form, dtype), found in results.items():
+        for name, a, b in zip(names, found, expected, strict=True):
+            if not torch.equal(a.double(), b) or not torch.equal(b, b.round()):
+                raise Counterexample(
+                    f"{name} of the {form} form in {dtype} are not those of the recurrence, for {where}"
+                )
+        tally.cases += 1
+
+
 @THEOREMS(
     "lattice/operator",
     "With decays of 1 and 0, outputs, final state and all gradients of the public operator are whole "
@@ -150,16 +167,7 @@ def lattice_operator(budget: Budget, tally: Tally) -> None:
                         do, dS = _ternary(g, *o.shape).to(dtype), _ternary(g, *S.shape).to(dtype)
                         grads = torch.autograd.grad((o * do).sum() + (S * dS).sum(), list(leaves.values()))
                         results[form, dtype] = [o, S, *grads]
-                names = ["the outputs", "the final state", *(f"the gradient of {n}" for n in leaves)]
-                expected = results["recurrent", torch.float64]
-                for (form, dtype), found in results.items():
-                    for name, a, b in zip(names, found, expected, strict=True):
-                        if not torch.equal(a.double(), b) or not torch.equal(b, b.round()):
-                            raise Counterexample(
-                                f"{name} of the {form} form in {dtype} are not those of the recurrence, for "
-                                f"read={read!r}, reverse={reverse}, seed {seed}"
-                            )
-                    tally.cases += 1
+                _all_the_same(results, leaves, f"read={read!r}, reverse={reverse}, seed {seed}", tally)
 
 
 def _unit(g: torch.Generator, *sizes: int) -> Tensor:
@@ -215,13 +223,4 @@ def lattice_delta(budget: Budget, tally: Tally) -> None:
                     )
                     loss = (o * do.to(dtype)).sum() + (end * dS.to(dtype)).sum()
                     results[form, dtype] = [o, end, *torch.autograd.grad(loss, list(x.values()))]
-            names = ["the outputs", "the final state", *(f"the gradient of {n}" for n in inputs)]
-            expected = results["recurrent", torch.float64]
-            for (form, dtype), found in results.items():
-                for name, a, b in zip(names, found, expected, strict=True):
-                    if not torch.equal(a.double(), b) or not torch.equal(b, b.round()):
-                        raise Counterexample(
-                            f"{name} of the {form} form in {dtype} are not those of the recurrence, for "
-                            f"read={read!r}, reverse={reverse}, seed {seed}"
-                        )
-                tally.cases += 1
+            _all_the_same(results, inputs, f"read={read!r}, reverse={reverse}, seed {seed}", tally)
