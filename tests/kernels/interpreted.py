@@ -87,9 +87,66 @@ def test_gradcheck(decay):
     assert torch.autograd.gradgradcheck(f, xs, fast_mode=True)
 
 
+def erasing(kind, B, T, H, K, dtype=torch.float64):
+    """beta in [0, 2], or a pair (x, y)."""
+    if kind == "beta":
+        return {"beta": 2 * torch.rand(B, T, H, dtype=torch.float64).to(dtype)}
+    return {"erase": tuple(torch.randn(B, T, h, K, dtype=torch.float64).to(dtype) / K**0.5 for h in (1, H))}
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("kind", ["beta", "erase"])
+def test_erasing_is_what_torch_does(kind, decay):
+    """Outputs, states and all gradients, masked and packed; heads of any size."""
+    torch.manual_seed(6)
+    dtype = torch.float64 if kind == "beta" else torch.float32
+    mask = torch.rand(1, 24) < 0.8
+    cu = torch.tensor([0, 9, 9, 24])
+    for K, V, options in ((5, 3, {"read": "before", "reverse": True}), (16, 17, {"mask": mask})):
+        args = arguments(1, 24, 2, K, V, decay, "none", dtype, heads=(1, 2))
+        q, k, v, la, lb, _ = args
+        k = torch.nn.functional.normalize(k, dim=-1)
+        s0 = torch.randn(3, 2, K, V, dtype=torch.float64).to(dtype)
+        extra = erasing(kind, 1, 24, 2, K, dtype)
+        xs = [x.requires_grad_() for x in leaves(q, k, v, la, s0, *extra.get("erase", extra.values()))]
+        found = []
+        for backend in ("torch", "triton"):
+            o, s = recurrence(
+                q, k, v, la, lb, initial_state=s0, cu_seqlens=cu, backend=backend, **options, **extra
+            )
+            grads = torch.autograd.grad((o * o.detach().sin()).sum() + (s * s.detach().sin()).sum(), xs)
+            found.append([o, s, *grads])
+        for i, (a, b) in enumerate(zip(*found, strict=True)):
+            assert error(b, a) < (1 if i < 2 else 10) * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", ["beta", "erase"])
+def test_gradcheck_of_erasing(kind):
+    torch.manual_seed(7)
+    q, k, v, la, _, s0 = arguments(1, 3, 1, 2, 2, "BTHK", "none", extremes=False)
+    extra = erasing(kind, 1, 3, 1, 2)
+    xs = [x.requires_grad_() for x in leaves(q, k, v, la, s0, *extra.get("erase", extra.values()))]
+
+    def f(q, k, v, la, s0, *z):
+        named = {"beta": z[0]} if kind == "beta" else {"erase": z}
+        return recurrence(q, k, v, la, initial_state=s0, backend="triton", **named)
+
+    assert torch.autograd.gradcheck(f, xs, fast_mode=True)
+
+
+def test_erasing_has_no_walk():
+    q, k, v, *_ = arguments(1, 3, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"form is 'recurrent' .*'triton' and beta or erase.*'chunk'"):
+        recurrence(q, k, v, backend="triton", form="recurrent", beta=torch.ones(1, 3, 1))
+
+
 def test_opcheck():
     q, k, v, la, _, s0 = (
         x if x is None else x.requires_grad_() for x in arguments(1, 5, 2, 2, 3, "BTHK", extremes=False)
     )
     options = (1.0, "after", False, "auto", "triton", "auto", None, None, True)
-    torch.library.opcheck(recurrence_op, (q, k, v, la, None, None, s0, None, None, *options))
+    torch.library.opcheck(recurrence_op, (q, k, v, la, *[None] * 5, s0, None, None, *options))
+    beta = torch.rand(1, 5, 2, dtype=torch.float64).requires_grad_()
+    torch.library.opcheck(
+        recurrence_op, (q, k, v, la, None, None, beta, None, None, s0, None, None, *options)
+    )
