@@ -150,34 +150,56 @@ def scores(
 
 
 @triton.jit
-def score_gradients(
-    q, k, P, g, la, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
-    STRICT: tl.constexpr, SELF: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+def pair_gradients(
+    q, y, x, P, N, gqx, gyx, gq, gy, gx, la, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr,
+    C: tl.constexpr, ONE: tl.constexpr, STRICT: tl.constexpr, EARLY: tl.constexpr, DOT: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q, k [C, K] and la from g [C, C], that of P, their `scores`."""
+    """gq, gy, gx [C, K] with what comes to q, y and x from gqx, gyx [C, C], the gradients of P and N, what q
+    and y read of x; and the gradient of la. ONE: y is x, and all of it is in gx."""
     if TREE:
-        return vector_gradients(q.to(ACC), k.to(ACC), g, la, K, C, STRICT, SELF, DOT, PREC, ACC)
+        return vector_gradients(
+            q.to(ACC), y.to(ACC), x.to(ACC), gqx, gyx, gq, gy, gx, la, K, C, ONE, STRICT, EARLY, DOT, PREC, ACC
+        )
     else:  # noqa: RET505
-        return scalar_gradients(q, k, P, g, la, KEY, C, STRICT, SELF, DOT, PREC, ACC)
+        a, b, u = scalar_gradients(q, x, P, gqx, la, KEY, C, STRICT, not STRICT, DOT, PREC, ACC)
+        gq += a
+        gx += b
+        a, b, w = scalar_gradients(y, x, N, gyx, la, KEY, C, EARLY, False, DOT, PREC, ACC)
+        gx += b
+        if ONE:
+            gx += a
+        else:
+            gy += a
+        return gq, gy, gx, u + w
 
 
 @triton.jit
 def end_gradients(
-    reads, writes, through, la, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
-    STRICT: tl.constexpr, ACC: tl.constexpr,
+    of_q, of_y, writes, through, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+    STRICT: tl.constexpr, EARLY: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of la from those of its sums: from the start of the chunk until a read [C, K], from a
-    write until the end [C, K], and over all of it [K]."""
+    """The gradient of la from those of its sums: from the start of the chunk until q reads (STRICT), until y
+    reads (EARLY), and from a write until the end [C, K]; and over all of it [K]."""
     if TREE:
         LEVELS: tl.constexpr = 4 if C == 16 else 5
-        return to_decays(reads, writes, tl.zeros_like(la) + through[None, :], LEVELS, C, K, STRICT)
+        through = tl.zeros_like(writes) + through[None, :]
+        u = to_decays(of_q + of_y, writes, through, LEVELS, C, K, True)
+        if not STRICT:
+            u += of_q
+        if not EARLY:
+            u += of_y
+        return u
     elif KEY == NONE:  # noqa: RET505
         return tl.zeros([C], ACC)
     else:
-        u = tl.cumsum(tl.sum(reads, 1), 0, reverse=True)
+        u = tl.cumsum(tl.sum(of_q, 1), 0, reverse=True)
+        w = tl.cumsum(tl.sum(of_y, 1), 0, reverse=True)
         if STRICT:
             u = shifted(u, C, -1)
-        return u + shifted(tl.cumsum(tl.sum(writes, 1), 0), C, 1) + tl.sum(through, 0)
+        if EARLY:
+            w = shifted(w, C, -1)
+        return u + w + shifted(tl.cumsum(tl.sum(writes, 1), 0), C, 1) + tl.sum(through, 0)
 
 
 @triton.jit
@@ -246,9 +268,17 @@ def erased_back(
 
 
 @triton.jit
+def again(la, never, i):
+    """la, as something that the compiler takes for new: what follows from it is computed afresh, since kept
+    from where it was needed before it would fill the registers. never: false, which the compiler cannot know;
+    i: another number for each."""
+    return tl.where(never, i * 1.0, la)
+
+
+@triton.jit
 def erased_backward(
     q, k, v, x, y, beta, do, S, G, la, scale, to_q, to_k, to_v, to_beta, to_x, to_y, of_k, of_v, keep, live,
-    K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
+    never, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
     ERASE: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, SOLVE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradients of q, k, v, beta, x and y at to_q ..., and returns those of la and of the state
@@ -283,7 +313,7 @@ def erased_backward(
     else:
         M = scores(y, k, la, K, KEY, TREE, C, True, False, DOT, PREC, ACC)
         U = product(X, r + product(M, v, DOT, PREC, ACC), DOT, PREC, ACC)
-    # what is written, and the state after the chunk; then the state before it
+    # through the states: what is written to the one after the chunk, what reads the one before
     gx = times_state(U, tl.trans(G), DOT, PREC, ACC) * wk
     writes = x * gx
     if ERASE == GENERAL:
@@ -293,43 +323,37 @@ def erased_backward(
         gv = product(tl.trans(R * scale), do, DOT, PREC, ACC) + from_state(k, G, wk, TREE, DOT, PREC, ACC)
         gv += product(tl.trans(M), T, DOT, PREC, ACC)
         tl.store(to_v, tl.where(kept, gv, 0.0), mask=of_v)
+        gqk = product(do, tl.trans(v), DOT, PREC, ACC) * scale
+        gyk = product(T, tl.trans(v), DOT, PREC, ACC)
+    gqx = product(do, tl.trans(U), DOT, PREC, ACC) * scale
+    gyx = product(T, tl.trans(U), DOT, PREC, ACC)
+    gq = times_state(do, tl.trans(S), DOT, PREC, ACC) * (wq * scale)
+    gy = times_state(T, tl.trans(S), DOT, PREC, ACC) * wy
+    u = end_gradients(q * gq, y * gy, writes, through, K, KEY, TREE, C, STRICT, EARLY, ACC)
     G = state_decayed(G, la, KEY, TREE)
     if TREE:  # rounded as chunk_states does
         G += to_state(q.to(ACC) * scale, do, wq, DOT, PREC, ACC)
     else:
         G += to_state(q, do, wq * scale, DOT, PREC, ACC)
     G += to_state(y, T, wy, DOT, PREC, ACC)
-    # what q reads
-    gq = times_state(do, tl.trans(S), DOT, PREC, ACC) * (wq * scale)
-    u = end_gradients(q * gq, writes, through, la, K, KEY, TREE, C, STRICT, ACC)
-    g = product(do, tl.trans(U), DOT, PREC, ACC) * scale
-    a, b, w = score_gradients(q, x, P, g, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
-    gq += a
-    gx += b
-    u += w
-    if ERASE == GENERAL:
-        g = product(do, tl.trans(v), DOT, PREC, ACC) * scale
-        a, b, w = score_gradients(q, k, R, g, la, K, KEY, TREE, C, STRICT, SELF, DOT, PREC, ACC)
-        gq += a
-        gk += b
-        u += w
-    tl.store(to_q, gq, mask=of_k)
-    # what y reads
-    gy = times_state(T, tl.trans(S), DOT, PREC, ACC) * wy
-    nothing = tl.zeros_like(writes)
-    u += end_gradients(y * gy, nothing, tl.zeros_like(through), la, K, KEY, TREE, C, EARLY, ACC)
-    g = product(T, tl.trans(U), DOT, PREC, ACC)
-    a, b, w = score_gradients(y, x, N, g, la, K, KEY, TREE, C, EARLY, False, DOT, PREC, ACC)
-    gy += a
-    gx += b
-    u += w
+    # inside the chunk
     if ERASE == DELTA:
-        tl.store(to_k, tl.where(kept, gx + gy, 0.0), mask=of_k)
+        gx += gy
     else:
-        g = product(T, tl.trans(v), DOT, PREC, ACC)
-        a, b, w = score_gradients(y, k, M, g, la, K, KEY, TREE, C, EARLY, False, DOT, PREC, ACC)
-        tl.store(to_k, tl.where(kept, gk + b, 0.0), mask=of_k)
-        tl.store(to_x, tl.where(kept, gx, 0.0), mask=of_k)
-        tl.store(to_y, tl.where(kept, gy + a, 0.0), mask=of_k)
+        gq, gy, gk, w = pair_gradients(
+            q, y, k, R, M, gqk, gyk, gq, gy, gk, again(la, never, 1), K, KEY, TREE, C, False, STRICT, EARLY, DOT,
+            PREC, ACC,
+        )  # fmt: skip
+        tl.store(to_k, tl.where(kept, gk, 0.0), mask=of_k)
         u += w
-    return u, G
+    gq, gy, gx, w = pair_gradients(
+        q, y, x, P, N, gqx, gyx, gq, gy, gx, again(la, never, 2), K, KEY, TREE, C, ERASE == DELTA, STRICT, EARLY,
+        DOT, PREC, ACC,
+    )  # fmt: skip
+    tl.store(to_q, gq, mask=of_k)
+    if ERASE == DELTA:
+        tl.store(to_k, tl.where(kept, gx, 0.0), mask=of_k)
+    else:
+        tl.store(to_x, tl.where(kept, gx, 0.0), mask=of_k)
+        tl.store(to_y, tl.where(kept, gy, 0.0), mask=of_k)
+    return u + w, G

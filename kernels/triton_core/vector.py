@@ -290,31 +290,56 @@ def vector_scores(
 
 
 @triton.jit
+def through_level(q, k, w, g, level, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
+    """Gradients [C, D] at one level, of q in the rows that read and of k in those that write, from g [C, C],
+    that of their scores; and that of the logarithm of w."""
+    row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    M = tl.where(odd(level, C), q, k)
+    pairs = tl.where(siblings(level, C), tl.where(row > col, g, tl.trans(g)), 0.0)
+    gM = product(pairs, M * w, DOT, PREC, ACC) * w
+    return gM, gM * M
+
+
+@triton.jit
 def vector_gradients(
-    q, k, g, la, K: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr,
-    DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+    q, y, x, gqx, gyx, gq, gy, gx, la, K: tl.constexpr, C: tl.constexpr, ONE: tl.constexpr,
+    STRICT: tl.constexpr, EARLY: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q, k and la [C, K] from g, that of `vector_scores` where those are not zero."""
+    """gq, gy, gx [C, K] with what comes to q, y (which read) and x (which is written) from gqx, gyx [C, C], the
+    gradients of their `vector_scores` where those are not zero; and the gradient of la.
+
+    STRICT is of q, EARLY of y, which does not see its own step's write. ONE: y is x, and all of it is in gx."""
     LEVELS: tl.constexpr = 4 if C == 16 else 5
     row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     start, end, all = first_sums(la, STRICT)
-    gq, gk, u = tl.zeros_like(q), tl.zeros_like(k), tl.zeros_like(la)
-    if SELF:
-        own = tl.sum(tl.where(row == col, g, 0.0), 1)[:, None]
-        gq += own * k
-        gk += own * q
-    g = tl.where(row > col, g, tl.trans(g))
+    early, late, sum = first_sums(la, EARLY)
+    u = tl.zeros_like(la)
+    if not STRICT:
+        own = tl.sum(tl.where(row == col, gqx, 0.0), 1)[:, None]
+        gq += own * x
+        gx += own * q
     for level in tl.static_range(0, LEVELS):
         reads = odd(level, C)
         w = level_weights(start, end, level, C)
-        start, end, all = wider(start, end, all, 1 << level, C, K)
-        x = tl.where(reads, q, k)
-        pairs = tl.where(siblings(level, C), g, 0.0)
-        gM = product(pairs, x * w, DOT, PREC, ACC) * w
+        gM, of_q = through_level(q, x, w, gqx, level, C, DOT, PREC, ACC)
         gq += tl.where(reads, gM, 0.0)
-        gk += tl.where(reads, 0.0, gM)
-        gM *= x
+        gx += tl.where(reads, 0.0, gM)
+        start, end, all = wider(start, end, all, 1 << level, C, K)
+        if STRICT != EARLY:
+            w = level_weights(early, late, level, C)
+            early, late, sum = wider(early, late, sum, 1 << level, C, K)
+        gM, of_y = through_level(y, x, w, gyx, level, C, DOT, PREC, ACC)
+        if ONE:
+            gx += gM
+        else:
+            gy += tl.where(reads, gM, 0.0)
+            gx += tl.where(reads, 0.0, gM)
+        both = of_q + of_y
         u += to_decays(
-            tl.where(reads, gM, 0.0), tl.where(reads, 0.0, gM), tl.zeros_like(la), level, C, K, STRICT
+            tl.where(reads, both, 0.0), tl.where(reads, 0.0, both), tl.zeros_like(la), level, C, K, True
         )
-    return gq, gk, u
+        if not STRICT:
+            u += tl.where(reads, of_q, 0.0)
+        if not EARLY:
+            u += tl.where(reads, of_y, 0.0)
+    return gq, gy, gx, u

@@ -206,7 +206,7 @@ ERASED = [
 @pytest.mark.parametrize("schedule,read", [("fused", "after"), ("split", "before")])
 @pytest.mark.parametrize("erase,decay", ERASED)
 def test_erased(erase: str, decay: str | None, read: str, schedule: str) -> None:
-    """The delta rule and the general form of it, with every kind of decay; in turn forward and back in time."""
+    """The delta rule and the general form of it, with every kind of decay; in turn both ways in time."""
     reverse = (ERASED.index((erase, decay)) + (read == "after")) % 2 == 0
     inputs = make(decay, None, 1, 20, 2, 5, 3, Hk=1, erase=erase)
     check(inputs, 1e-11, read=read, reverse=reverse, schedule=schedule, chunk_size=16)
