@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,9 +72,11 @@ def test_another_dtype_is_copied() -> None:
     mixer = build("softmax", 8).bfloat16()
     x = torch.randn(1, 8, dtype=torch.bfloat16)
     with torch.no_grad():
-        state = mixer.initial_state(1, dtype=torch.float32)
-        _, state = mixer.step(x, state, inplace=True)
-    assert state.keys.dtype == torch.bfloat16 and state.keys.shape[1] == 1
+        _, state = mixer.step(x)
+        wide = replace(state, keys=state.keys.float(), values=state.values.float())
+        y, after = mixer.step(x, wide, inplace=True)
+        assert after.keys.dtype == torch.bfloat16 and after.keys.shape[1] == 2
+        assert torch.equal(y, mixer.step(x, state)[0])
 
 
 def test_not_with_gradients() -> None:
