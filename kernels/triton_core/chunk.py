@@ -27,7 +27,6 @@ from .decay import (
     kept,
     load_key_decay,
     load_rows,
-    product,
     sequence_of,
     slot_of,
     span,
@@ -36,13 +35,12 @@ from .decay import (
 from .delta import (
     DELTA,
     GENERAL,
+    erased_advance,
     erased_back,
     erased_backward,
-    scores,
+    erased_outputs,
     solved,
     solved_back,
-    to_state,
-    write_weight,
 )
 from .scalar import (
     scalar_advance,
@@ -191,16 +189,14 @@ def chunk_states(
             )
             if not ADJOINT:
                 U = solved(kt, vt, xt, yt, bt, S, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, SOLVE, ACC)
-                if ERASE == DELTA:
-                    vt = U
+                S = erased_advance(S, kt, vt, xt, U, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, ACC)
             else:
                 U = solved_back(
                     kt, vt, xt, yt, bt, S, lat, scale, BK, KEY, TREE, C, STRICT, ERASE, DOT, PREC, SOLVE, ACC
                 )
         if not ADJOINT:
-            S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, BK, BV, DOT, PREC, ACC)
-            if ERASE == GENERAL:
-                S += to_state(xt, U, write_weight(lat, BK, KEY, TREE, C, ACC), DOT, PREC, ACC)
+            if ERASE == NONE:
+                S = advance(S, kt, vt, lat, lbt, KEY, VALUE, TREE, C, BK, BV, DOT, PREC, ACC)
         elif TREE:
             S = vector_retreat(
                 S, kt.to(ACC) * scale, vt.to(ACC), lat, lbt, BK, BV, KEY, VALUE, C, STRICT, DOT, PREC, ACC
@@ -281,9 +277,11 @@ def chunk_forward(
                 kt, x, y, beta, t, rel, keep, d, in_k, sxt, sxd, syt, syd, set, ERASE, C, ACC
             )
             U = solved(kt, vt, xt, yt, bt, S, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, SOLVE, ACC)
-            if ERASE == DELTA:
-                vt = U
-        if TREE:
+            out = erased_outputs(
+                qt, kt, vt, xt, U, S, lat, scale, BK, KEY, TREE, C, STRICT, ERASE, DOT, PREC, ACC
+            )
+            S = erased_advance(S, kt, vt, xt, U, lat, BK, KEY, TREE, C, ERASE, DOT, PREC, ACC)
+        elif TREE:
             out, S = vector_outputs(
                 qt.to(ACC) * scale, kt.to(ACC), vt.to(ACC), S, lat, lbt, BK, BV, KEY, VALUE, C, STRICT, DOT,
                 PREC, ACC,
@@ -291,10 +289,6 @@ def chunk_forward(
         else:
             out = scalar_outputs(qt, kt, vt, S, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
             S = scalar_advance(S, kt, vt, lat, KEY, C, DOT, PREC, ACC)
-        if ERASE == GENERAL:
-            P = scores(qt, xt, lat, BK, KEY, TREE, C, STRICT, not STRICT, DOT, PREC, ACC) * scale
-            out += product(P, U, DOT, PREC, ACC)
-            S += to_state(xt, U, write_weight(lat, BK, KEY, TREE, C, ACC), DOT, PREC, ACC)
         at = o + t * (H * V) + (rel[:, None] * (H * V) + e[None, :])
         tl.store(at, out, mask=live[:, None] & in_v[None, :])
     if not SPLIT:
@@ -396,8 +390,8 @@ def chunk_backward(
             ua, G = erased_backward(
                 qt, kt, vt, xt, yt, bt, dot, S, G, lat, scale, dq + to_k, dk + to_k, dv + to_v,
                 dbeta + t * H + rel * H if ERASE == DELTA else 0, dx + to_k if ERASE == GENERAL else 0,
-                dy + to_k if ERASE == GENERAL else 0, of_k, of_v, keep, live, T < 0, BK, KEY, TREE, C, STRICT, ERASE,
-                DOT, PREC, SOLVE, ACC,
+                dy + to_k if ERASE == GENERAL else 0, of_k, of_v, keep, live, T < 0, BK, KEY, TREE, C, STRICT,
+                ERASE, DOT, PREC, SOLVE, ACC,
             )  # fmt: skip
             if not TREE:
                 if KEY != NONE:

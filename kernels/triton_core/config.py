@@ -243,9 +243,9 @@ _ERASING: dict[tuple[str, str, str], dict[str, tuple[Erasing, Erasing]]] = {
         "general key": ((16, 64, 8), (16, 64, 8)),
     },
 }
-_SMALL: dict[str, tuple[Erasing, Erasing]] = {
-    kind: ((16, 32, 8), (16, 32, 8)) for kind in ("delta scalar", "delta key", "general scalar", "general key")
-}
+_SMALL: dict[str, tuple[Erasing, Erasing]] = dict.fromkeys(
+    ("delta scalar", "delta key", "general scalar", "general key"), ((16, 32, 8), (16, 32, 8))
+)
 for _arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
     for _how in ("bf16", "tf32", "bf16x6"):
         for _launch in ("forward", "backward"):

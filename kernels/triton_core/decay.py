@@ -121,3 +121,16 @@ def times_state(x, S, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
     """x [C, K] @ S [K, V], as the transpose of Sᵀ xᵀ: the state's long side fills the rows of a matrix unit,
     C its columns, and the state need not pass through registers."""
     return tl.trans(product(tl.trans(S), tl.trans(x), DOT, PREC, ACC))
+
+
+@triton.jit
+def across(x, y, C: tl.constexpr, D: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
+    """x yᵀ [C, C] of x, y [C, D], in parts of D/n channels side by side: each warp holds one of them, where
+    all warps would hold both operands whole."""
+    n: tl.constexpr = D // 32
+    if n < 2 or C > 16:
+        return product(x, tl.trans(y), DOT, PREC, ACC)
+    else:  # noqa: RET505
+        a = tl.permute(tl.reshape(x.to(DOT), [C, n, 32]), [1, 0, 2])
+        b = tl.permute(tl.reshape(y.to(DOT), [C, n, 32]), [1, 2, 0])
+        return tl.sum(tl.dot(a, b, input_precision=PREC, out_dtype=ACC), 0)

@@ -146,7 +146,7 @@ def scores(
     if TREE:
         return vector_scores(q.to(ACC), k.to(ACC), la, K, C, STRICT, SELF, DOT, PREC, ACC)
     else:  # noqa: RET505
-        return scalar_scores(q, k, la, KEY, C, STRICT, SELF, DOT, PREC, ACC)
+        return scalar_scores(q, k, la, K, KEY, C, STRICT, SELF, DOT, PREC, ACC)
 
 
 @triton.jit
@@ -159,8 +159,9 @@ def pair_gradients(
     and y read of x; and the gradient of la. ONE: y is x, and all of it is in gx."""
     if TREE:
         return vector_gradients(
-            q.to(ACC), y.to(ACC), x.to(ACC), gqx, gyx, gq, gy, gx, la, K, C, ONE, STRICT, EARLY, DOT, PREC, ACC
-        )
+            q.to(ACC), y.to(ACC), x.to(ACC), gqx, gyx, gq, gy, gx, la, K, C, ONE, STRICT, EARLY, DOT, PREC,
+            ACC,
+        )  # fmt: skip
     else:  # noqa: RET505
         a, b, u = scalar_gradients(q, x, P, gqx, la, KEY, C, STRICT, not STRICT, DOT, PREC, ACC)
         gq += a
@@ -238,6 +239,34 @@ def solved(
     if ERASE == DELTA:
         r *= beta[:, None]
     return product(X, r, DOT, PREC, ACC)
+
+
+@triton.jit
+def erased_outputs(
+    q, k, v, x, U, S, la, scale, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+    STRICT: tl.constexpr, ERASE: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Outputs [C, V] of a chunk which starts from S [K, V] and writes U."""
+    out = from_state(q, S, read_weight(la, K, KEY, TREE, C, STRICT, ACC), TREE, DOT, PREC, ACC)
+    out += product(scores(q, x, la, K, KEY, TREE, C, STRICT, not STRICT, DOT, PREC, ACC), U, DOT, PREC, ACC)
+    if ERASE == GENERAL:
+        P = scores(q, k, la, K, KEY, TREE, C, STRICT, not STRICT, DOT, PREC, ACC)
+        out += product(P, v, DOT, PREC, ACC)
+    return out * scale
+
+
+@triton.jit
+def erased_advance(
+    S, k, v, x, U, la, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr,
+    ERASE: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The state [K, V] after a chunk which writes U."""
+    w = write_weight(la, K, KEY, TREE, C, ACC)
+    S = state_decayed(S, la, KEY, TREE)
+    if ERASE == GENERAL:
+        S += to_state(k, v, w, DOT, PREC, ACC)
+    S += to_state(x, U, w, DOT, PREC, ACC)
+    return S
 
 
 @triton.jit
@@ -341,14 +370,14 @@ def erased_backward(
         gx += gy
     else:
         gq, gy, gk, w = pair_gradients(
-            q, y, k, R, M, gqk, gyk, gq, gy, gk, again(la, never, 1), K, KEY, TREE, C, False, STRICT, EARLY, DOT,
-            PREC, ACC,
+            q, y, k, R, M, gqk, gyk, gq, gy, gk, again(la, never, 1), K, KEY, TREE, C, False, STRICT, EARLY,
+            DOT, PREC, ACC,
         )  # fmt: skip
         tl.store(to_k, tl.where(kept, gk, 0.0), mask=of_k)
         u += w
     gq, gy, gx, w = pair_gradients(
-        q, y, x, P, N, gqx, gyx, gq, gy, gx, again(la, never, 2), K, KEY, TREE, C, ERASE == DELTA, STRICT, EARLY,
-        DOT, PREC, ACC,
+        q, y, x, P, N, gqx, gyx, gq, gy, gx, again(la, never, 2), K, KEY, TREE, C, ERASE == DELTA, STRICT,
+        EARLY, DOT, PREC, ACC,
     )  # fmt: skip
     tl.store(to_q, gq, mask=of_k)
     if ERASE == DELTA:

@@ -8,7 +8,7 @@ Shapes: la [C] in base 2; C steps, K keys, V values.
 import triton
 import triton.language as tl
 
-from .decay import NONE, product, times_state
+from .decay import NONE, across, product, times_state
 
 
 @triton.jit
@@ -111,11 +111,11 @@ def seen(la, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.
 
 @triton.jit
 def scalar_scores(
-    q, k, la, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr,
+    q, k, la, K: tl.constexpr, KEY: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr,
     DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """[C, C]: what a step (row) reads with q of what one (column) writes with k."""
-    return product(q, tl.trans(k), DOT, PREC, ACC) * seen(la, KEY, C, STRICT, SELF, ACC)
+    return across(q, k, C, K, DOT, PREC, ACC) * seen(la, KEY, C, STRICT, SELF, ACC)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ per block at a level.
 import triton
 import triton.language as tl
 
-from .decay import NONE, product, times_state
+from .decay import NONE, across, product, times_state
 
 
 @triton.jit
@@ -258,19 +258,6 @@ def vector_retreat(
 
 
 @triton.jit
-def across(x, y, C: tl.constexpr, D: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
-    """x yᵀ [C, C] of x, y [C, D], in parts of D/n channels side by side: each warp holds one of them, where
-    all warps would hold both operands whole."""
-    n: tl.constexpr = D // 32
-    if n < 2 or C > 16:
-        return product(x, tl.trans(y), DOT, PREC, ACC)
-    else:  # noqa: RET505
-        a = tl.permute(tl.reshape(x.to(DOT), [C, n, 32]), [1, 0, 2])
-        b = tl.permute(tl.reshape(y.to(DOT), [C, n, 32]), [1, 2, 0])
-        return tl.sum(tl.dot(a, b, input_precision=PREC, out_dtype=ACC), 0)
-
-
-@triton.jit
 def vector_scores(
     q, k, la, K: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, SELF: tl.constexpr, DOT: tl.constexpr,
     PREC: tl.constexpr, ACC: tl.constexpr,
@@ -290,7 +277,9 @@ def vector_scores(
 
 
 @triton.jit
-def through_level(q, k, w, g, level, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):
+def through_level(
+    q, k, w, g, level, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr
+):
     """Gradients [C, D] at one level, of q in the rows that read and of k in those that write, from g [C, C],
     that of their scores; and that of the logarithm of w."""
     row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
@@ -305,10 +294,10 @@ def vector_gradients(
     q, y, x, gqx, gyx, gq, gy, gx, la, K: tl.constexpr, C: tl.constexpr, ONE: tl.constexpr,
     STRICT: tl.constexpr, EARLY: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """gq, gy, gx [C, K] with what comes to q, y (which read) and x (which is written) from gqx, gyx [C, C], the
-    gradients of their `vector_scores` where those are not zero; and the gradient of la.
+    """gq, gy, gx [C, K] with what comes to q, y (which read) and x (which is written) from gqx, gyx [C, C],
+    the gradients of their `vector_scores` where those are not zero; and the gradient of la.
 
-    STRICT is of q, EARLY of y, which does not see its own step's write. ONE: y is x, and all of it is in gx."""
+    STRICT is of q, EARLY of y, which does not see its own step's write. ONE: y is x, and gx has all of it."""
     LEVELS: tl.constexpr = 4 if C == 16 else 5
     row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     start, end, all = first_sums(la, STRICT)
