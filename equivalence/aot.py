@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     if HAVE_TRITON:
         from ..kernels.triton_core import aot
 
-        targets, dtypes, decays = list(aot.TARGETS), list(aot.DTYPES), [*aot.DECAYS, "none"]
+        targets, dtypes, decays = list(aot.TARGETS), list(aot.DTYPES), [*aot.DECAYS, *aot.ERASING, "none"]
         schedules, variants = list(aot.SCHEDULES), aot.VARIANTS
     many = "may be given several times; default "
     parser.add_argument("--target", action="append", choices=targets, help=f"{many}all")
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         args.target or list(aot.TARGETS),
         args.dtype or ["bfloat16", "float32"],
         args.head_dim or [64, 128],
-        args.decay or aot.DECAYS,
+        args.decay or (*aot.DECAYS, *aot.ERASING),
         args.schedule or ["fused"],
         tuple(v for v in aot.VARIANTS if v in args.variants),
     )

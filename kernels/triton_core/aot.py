@@ -363,7 +363,7 @@ def cases(
     targets: Iterable[str] = TARGETS,
     dtypes: Iterable[str] = ("bfloat16", "float32"),
     head_dims: Iterable[int] = (64, 128),
-    decays: Iterable[str] = DECAYS,
+    decays: Iterable[str] = (*DECAYS, *ERASING),
     schedules: Iterable[str] = ("fused",),
     variants: tuple[str, ...] = (),
 ) -> list[Case]:
@@ -403,6 +403,8 @@ def representative(
             ("key", 64, "fused", ("mask",)),
             ("key", 64, "split", everything),
             ("mamba1", 64, "fused", everything),
+            ("delta", 64, "fused", ("stateless",)),
+            ("gated_delta", 64, "split", everything),
         )
     ]
 

@@ -36,13 +36,20 @@ KNOWN = {
     ("sm_100", "both", "bfloat16", 64): 96,
     ("sm_100", "both", "bfloat16", 128): 96,
 }
+# Those of the kinds that erase which are compiled here; `mixerzoo aot` has all.
+ERASED = [
+    ("sm_90", "gated_delta", 64), ("sm_90", "gated_delta", 128), ("sm_90", "kda", 64), ("sm_90", "dplr", 64),
+    ("sm_100", "gated_delta", 64), ("sm_80", "gated_delta", 64), ("gfx942", "gated_delta", 64),
+]  # fmt: skip
 KNOWN_FORWARD = {("sm_100", "key", "bfloat16", 128): 32, ("sm_90", "key", "float32", 64): 16}
 
 
 @pytest.fixture(scope="module")
 def rows():
     """bfloat16 everywhere; float32, whose compilation takes longer, on two targets."""
-    matrix = aot.cases(dtypes=["bfloat16"]) + aot.cases(["sm_90", "gfx942"], ["float32"], [64])
+    matrix = aot.cases(dtypes=["bfloat16"], decays=aot.DECAYS)
+    matrix += aot.cases(["sm_90", "gfx942"], ["float32"], [64], aot.DECAYS)
+    matrix += [aot.Case(target, decay, "bfloat16", dim) for target, decay, dim in ERASED]
     return [row for some in aot.compile_all(matrix) for row in some]
 
 
@@ -94,7 +101,7 @@ def specializations(case, B, T):
 
 
 @pytest.mark.parametrize("schedule", ["fused", "split"])
-@pytest.mark.parametrize("decay", aot.DECAYS)
+@pytest.mark.parametrize("decay", [*aot.DECAYS, *aot.ERASING])
 def test_lengths_and_batches_make_no_new_kernels(decay, schedule):
     """One kernel for each launch, however long and many the sequences are (until offsets need 64 bits)."""
     case = aot.Case("sm_90", decay, "bfloat16", 64, schedule)
@@ -112,7 +119,7 @@ def test_the_whole_family_is_there(rows):
         "recurrent_backward",
         "step_kernel",
     }
-    assert {row.decay for row in rows} == set(aot.DECAYS)
+    assert {row.decay for row in rows} >= set(aot.DECAYS)
 
 
 def test_spills_would_be_seen():
@@ -218,7 +225,7 @@ def test_command(tmp_path, capsys):
 def test_the_family_stays_small(capsys):
     assert main(["aot", "--lines"]) == 0
     total = int(capsys.readouterr().out.splitlines()[-1].split()[0].replace(",", ""))
-    assert 500 < total < 1500
+    assert 500 < total < 2100
 
 
 def test_lines_of_code():
