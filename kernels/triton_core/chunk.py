@@ -390,7 +390,7 @@ def chunk_backward(
             ua, G = erased_backward(
                 qt, kt, vt, xt, yt, bt, dot, S, G, lat, scale, dq + to_k, dk + to_k, dv + to_v,
                 dbeta + t * H + rel * H if ERASE == DELTA else 0, dx + to_k if ERASE == GENERAL else 0,
-                dy + to_k if ERASE == GENERAL else 0, of_k, of_v, keep, live, T < 0, BK, KEY, TREE, C, STRICT,
+                dy + to_k if ERASE == GENERAL else 0, of_k, of_v, keep, live, BK, KEY, TREE, C, STRICT,
                 ERASE, DOT, PREC, SOLVE, ACC,
             )  # fmt: skip
             if not TREE:

@@ -227,7 +227,8 @@ for _arch in ("sm_90", "sm_100"):
     }
 
 
-# The same where something is erased: steps per chunk, values per program (which has all keys), warps.
+# The same where something is erased: steps per chunk, values per program (which has all keys), warps. Where
+# the gradient spills with any blocks, those which move the fewest bytes in all.
 Erasing = tuple[int, int, int]
 _ERASING: dict[tuple[str, str, str], dict[str, tuple[Erasing, Erasing]]] = {
     ("sm_90", "bf16", "forward"): {
@@ -242,14 +243,33 @@ _ERASING: dict[tuple[str, str, str], dict[str, tuple[Erasing, Erasing]]] = {
         "general scalar": ((16, 64, 8), (16, 64, 8)),
         "general key": ((16, 64, 8), (16, 64, 8)),
     },
+    ("sm_80", "bf16", "forward"): {
+        "delta scalar": ((16, 64, 8), (16, 64, 8)),
+        "delta key": ((16, 64, 8), (16, 64, 8)),
+        "general scalar": ((16, 64, 8), (16, 32, 8)),
+        "general key": ((16, 64, 8), (16, 32, 8)),
+    },
+    ("gfx942", "bf16", "forward"): {
+        "delta scalar": ((16, 64, 8), (16, 128, 8)),
+        "delta key": ((16, 64, 8), (16, 128, 8)),
+        "general scalar": ((16, 64, 8), (16, 64, 8)),
+        "general key": ((16, 64, 8), (16, 64, 8)),
+    },
 }
-_SMALL: dict[str, tuple[Erasing, Erasing]] = dict.fromkeys(
+_ERASING["sm_100", "bf16", "forward"] = _ERASING["sm_90", "bf16", "forward"] | {
+    "delta scalar": ((32, 64, 8), (16, 128, 8)),
+}
+_ERASING["sm_100", "bf16", "backward"] = _ERASING["sm_90", "bf16", "backward"]
+_NARROW: dict[str, tuple[Erasing, Erasing]] = dict.fromkeys(
     ("delta scalar", "delta key", "general scalar", "general key"), ((16, 32, 8), (16, 32, 8))
 )
+_ERASING["sm_80", "bf16", "backward"] = _ERASING["gfx942", "bf16", "backward"] = _NARROW
 for _arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
-    for _how in ("bf16", "tf32", "bf16x6"):
-        for _launch in ("forward", "backward"):
-            _ERASING.setdefault((_arch, _how, _launch), _SMALL)
+    for _launch in ("forward", "backward"):
+        _ERASING[_arch, "tf32", _launch] = _ERASING[_arch, "bf16x6", _launch] = _NARROW | {
+            "delta scalar": ((16, 64, 8), (16, 32, 8)),
+            "delta key": ((16, 64, 8), (16, 32, 8)),
+        }
 
 
 def _erasing(

@@ -297,17 +297,9 @@ def erased_back(
 
 
 @triton.jit
-def again(la, never, i):
-    """la, as something that the compiler takes for new: what follows from it is computed afresh, since kept
-    from where it was needed before it would fill the registers. never: false, which the compiler cannot know;
-    i: another number for each."""
-    return tl.where(never, i * 1.0, la)
-
-
-@triton.jit
 def erased_backward(
     q, k, v, x, y, beta, do, S, G, la, scale, to_q, to_k, to_v, to_beta, to_x, to_y, of_k, of_v, keep, live,
-    never, K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
+    K: tl.constexpr, KEY: tl.constexpr, TREE: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
     ERASE: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, SOLVE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradients of q, k, v, beta, x and y at to_q ..., and returns those of la and of the state
@@ -370,13 +362,13 @@ def erased_backward(
         gx += gy
     else:
         gq, gy, gk, w = pair_gradients(
-            q, y, k, R, M, gqk, gyk, gq, gy, gk, again(la, never, 1), K, KEY, TREE, C, False, STRICT, EARLY,
+            q, y, k, R, M, gqk, gyk, gq, gy, gk, la, K, KEY, TREE, C, False, STRICT, EARLY,
             DOT, PREC, ACC,
         )  # fmt: skip
         tl.store(to_k, tl.where(kept, gk, 0.0), mask=of_k)
         u += w
     gq, gy, gx, w = pair_gradients(
-        q, y, x, P, N, gqx, gyx, gq, gy, gx, again(la, never, 2), K, KEY, TREE, C, ERASE == DELTA, STRICT,
+        q, y, x, P, N, gqx, gyx, gq, gy, gx, la, K, KEY, TREE, C, ERASE == DELTA, STRICT,
         EARLY, DOT, PREC, ACC,
     )  # fmt: skip
     tl.store(to_q, gq, mask=of_k)

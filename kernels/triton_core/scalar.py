@@ -115,7 +115,11 @@ def scalar_scores(
     DOT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """[C, C]: what a step (row) reads with q of what one (column) writes with k."""
-    return across(q, k, C, K, DOT, PREC, ACC) * seen(la, KEY, C, STRICT, SELF, ACC)
+    W = seen(la, KEY, C, STRICT, SELF, ACC)
+    if tl.bfloat16 == DOT:
+        return product(q, tl.trans(k), DOT, PREC, ACC) * W
+    else:  # noqa: RET505 (Triton compiles what follows a constexpr return)
+        return across(q, k, C, K, DOT, PREC, ACC) * W
 
 
 @triton.jit
