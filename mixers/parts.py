@@ -161,7 +161,8 @@ def zero_order_hold(dt: Tensor, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]
 
 def block_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x [..., H D] through a block-diagonal matrix: weight [H, D, D], in rows of inputs, and bias [H, D]."""
-    return (torch.einsum("...hi,hij->...hj", x.unflatten(-1, bias.shape), weight) + bias).flatten(-2)
+    blocks = x.reshape(-1, *bias.shape).transpose(0, 1)
+    return torch.baddbmm(bias[:, None], blocks, weight).transpose(0, 1).reshape(x.shape)
 
 
 def low_rank(

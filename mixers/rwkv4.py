@@ -88,7 +88,7 @@ class RWKV4(RecurrentMixer):
         e = torch.exp(s.log_write)
         now = k + self.time_first.to(acc)
         top = torch.maximum(s.before, now.detach())  # the larger of the two that are added is 1
-        past, now = torch.exp(s.before - top).to(acc), torch.exp(now - top).to(acc)
+        past, now = torch.exp((s.before - top).to(acc)), torch.exp((now - top).to(acc))
         written = torch.cat([e * v, e], -1).to(v.dtype)[:, :, None]
         one = torch.ones_like(written[..., :1])
         decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]

@@ -96,7 +96,7 @@ def running_sum(x: Tensor, start: Tensor, tokens: Tokens) -> tuple[Tensor, Tenso
 
 
 def _max_plus(f: Tensor, m: Tensor) -> Tensor:
-    """m_t ← max(f_t + m_{t-1}, m_t), step by step on a CPU where that is less work than a scan."""
+    """m_t ← max(f_t + m_{t-1}, m_t) from t = 1, step by step on a CPU where that is less work than a scan."""
     T, lanes = m.shape[1], max(1, m.numel() // m.shape[1])
     rounds = math.ceil(math.log2(T))
     walk = T * (3e-6 + 2e-9 * lanes) < rounds * (3e-5 + 1e-8 * lanes * T)  # seconds, roughly
@@ -105,7 +105,7 @@ def _max_plus(f: Tensor, m: Tensor) -> Tensor:
         for t, factor in enumerate(f.unbind(1)[1:]):
             torch.maximum(factor + steps[t], steps[t + 1], out=steps[t + 1])
         return m
-    reach = 1
+    f, reach = torch.cat([torch.full_like(f[:, :1], -torch.inf), f[:, 1:]], 1), 1
     while reach < T:
         later = torch.maximum(f[:, reach:] + m[:, :-reach], m[:, reach:])
         f = torch.cat([f[:, :reach], f[:, reach:] + f[:, :-reach]], 1)
@@ -142,13 +142,19 @@ def stabilise(
         if tokens.valid is not None:
             keep = _spread(tokens.valid, i)
             f, i = torch.where(keep, f, 0.0), torch.where(keep, i, -torch.inf)
-        first = _spread(_firsts(tokens), i)
         carried = _carried(start, tokens)
-        m = torch.where(first, torch.maximum(i, f + carried), i)
-        m = _max_plus(torch.where(first, -torch.inf, f), m)
-        before = torch.where(first, carried, torch.roll(m, 1, 1)) if m.shape[1] > 1 else carried
-        empty = torch.isneginf(m)  # nothing has been written: any factor of nothing will do
-        change = torch.where(empty, -torch.inf, before - torch.where(empty, 0.0, m))
+        if tokens.segment is None:
+            m = torch.cat([torch.maximum(i[:, :1], f[:, :1] + carried), i[:, 1:]], 1)
+            m = _max_plus(f, m)
+            before = torch.cat([carried, m[:, :-1]], 1)
+        else:
+            first = _spread(_firsts(tokens), i)
+            m = torch.where(first, torch.maximum(i, f + carried), i)
+            m = _max_plus(torch.where(first, -torch.inf, f), m)
+            before = torch.where(first, carried, torch.roll(m, 1, 1))
+        # Where nothing has been written m is -inf, and any factor of nothing will do.
+        top = torch.where(torch.isneginf(m), 0.0, m)
+        change = before - top
     log_decay = (log_f.to(m.dtype) + change).to(log_f.dtype)
-    log_write = (log_i.to(m.dtype) - torch.where(empty, 0.0, m)).to(log_i.dtype)
+    log_write = (log_i.to(m.dtype) - top).to(log_i.dtype)
     return Stabilised(log_decay, log_write, m, before, last(m, start, tokens))
