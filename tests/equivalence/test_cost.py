@@ -108,6 +108,23 @@ def test_least_by_hand():
     assert backward.flops == 512 * (10 * 64 * 64 + 17 * 5 * 64)
 
 
+def test_least_of_erasure_by_hand():
+    """beta [B, T, H] in float32, or a pair (x, y) like k, and their gradients."""
+    o, state = torch.empty(1, 64, 1, 32, dtype=torch.bfloat16), torch.empty(1, 1, 32, 32)
+    qkv, decay, out, s = 3 * 64 * 32 * 2, 64 * 32 * 4, 64 * 32 * 2, 32 * 32 * 4
+    for operator, more in (("kda", 64 * 4), ("dplr", 2 * 64 * 32 * 2)):
+        call = call_of(Case(operator, head_dim=32, length=64))
+        forward, backward = least(call, [o, state])
+        assert forward.bytes == qkv + decay + more + out + s
+        assert backward.bytes == qkv + decay + more + out + (qkv + decay + more)
+        states, seen, before = (6, 17, 15) if operator == "kda" else (8, 34, 30)
+        assert forward.flops == 64 * (states * 32 * 32 + (seen + before) * 64)
+        if operator == "kda":
+            assert backward.flops == 64 * (16 * 32 * 32 + 17 * 5 * 32 + 15 * 6 * 32)
+        else:
+            assert backward.flops == 64 * (22 * 32 * 32 + 34 * 5 * 32 + 15 * 12 * 32)
+
+
 def test_least_of_states_masks_and_expanded_operands():
     plain, states, masked = (
         least(call, list(recurrence(**call.operands)))
