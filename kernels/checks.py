@@ -277,11 +277,16 @@ def chunk_size(x: object) -> None:
         raise ValueError(f"chunk_size is {x}; accepted: None or a whole number from 1")
 
 
-def backend(name: str, form: str, v: Tensor, erases: bool = False) -> None:
-    """The chosen backend can run here, and has the chosen form."""
+def backend(name: str, form: str, v: Tensor, erased: int = 0) -> None:
+    """The chosen backend can run here, and has the chosen form. erased: keys of a head, if it erases."""
     if name != "triton":
         return
-    if erases and form not in ("auto", "chunk"):
+    if erased > triton_core.most_keys(v):
+        raise ValueError(
+            f"k has {erased} channels with backend 'triton', beta or erase and {v.dtype}; accepted: at most "
+            f"{triton_core.most_keys(v)}"
+        )
+    if erased and form not in ("auto", "chunk"):
         raise ValueError(
             f"form is {form!r} with backend 'triton' and beta or erase; accepted: 'auto' or 'chunk'"
         )

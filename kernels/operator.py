@@ -142,7 +142,7 @@ def recurrence(
     checks.one_of("schedule", schedule, SCHEDULES)
     checks.one_of("precision", precision, PRECISIONS)
     checks.chunk_size(chunk_size)
-    checks.backend(backend, form, v, erases=beta is not None or erase is not None)
+    checks.backend(backend, form, v, erased=0 if beta is None and erase is None else K)
     x, y = erase or (None, None)
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B, T), "[B, T]", device)

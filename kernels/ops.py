@@ -81,6 +81,8 @@ def _acc(x: Operands) -> torch.dtype:
 def uses_triton(x: Operands, o: Options) -> bool:
     if o.backend != "auto":
         return o.backend == "triton"
+    if x.erases and x.k.shape[3] > triton_core.most_keys(x.v):
+        return False
     forms = ("auto", "chunk") if x.erases else ("auto", "chunk", "recurrent")
     return x.v.is_cuda and o.form in forms and triton_core.available(x.v)
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["available", "backward", "forward", "saved_shape", "step"]
+__all__ = ["available", "backward", "forward", "most_keys", "saved_shape", "step"]
 
 
 @functools.cache
@@ -58,6 +58,12 @@ def available(*tensors: Tensor | None) -> bool:
     if any(x.device != given[0].device for x in given) or _triton() < _needed(given[0]):
         return False
     return given[0].is_cuda or (interpreted and given[0].device.type == "cpu")
+
+
+def most_keys(x: Tensor) -> int:
+    """How many keys a head may have where beta or erase is given, in operands of the dtype of x: a program
+    holds them all."""
+    return 256 if x.dtype in (torch.bfloat16, torch.float16) else 128
 
 
 def forward(*operands: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -117,7 +117,10 @@ def backward(x: Problem, saved: Tensor | None) -> tuple[Tensor | None, ...]:
     if x.erase == DELTA:
         dbeta = x.empty(blocks, x.B, x.T, x.H)
     if x.erase == GENERAL:
-        dx, dy = (x.empty(blocks, x.B, x.T, x.H, x.K) for _ in range(2))
+        dx, dy = (
+            x.empty(blocks, x.B, x.T, x.H, x.K, dtype=x.v.dtype if blocks * group == 1 else None)
+            for group in (x.group_x, x.group_y)
+        )
     if x.initial_state is not None:
         ds0 = x.empty(x.N, x.H, x.K, x.V)
     if x.N * x.H:

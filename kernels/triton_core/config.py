@@ -91,6 +91,7 @@ def chunk_plan(
     if erase:
         C, wide, warps = _erasing(target, launch, erase, decays, max(K, V), dot, prec)
         high, stages = power(K, 16), 1  # all keys: what is erased is a sum over them
+        wide = max(16, wide * 128 // max(128, high))
     else:
         C, high, wide, warps, stages = _blocks(target, launch, decays, max(K, V), dot, prec)
     if chunk_size is not None and decays == "scalar":

@@ -140,6 +140,13 @@ def test_erasing_has_no_walk():
         recurrence(q, k, v, backend="triton", form="recurrent", beta=torch.ones(1, 3, 1))
 
 
+def test_erasing_has_a_limit_of_keys():
+    q = torch.randn(1, 3, 1, 129)
+    with pytest.raises(ValueError, match=r"k has 129 channels with backend 'triton', beta.*at most 128"):
+        recurrence(q, q, q, backend="triton", beta=torch.ones(1, 3, 1))
+    recurrence(q, q, q, backend="triton")
+
+
 def test_opcheck():
     q, k, v, la, _, s0 = (
         x if x is None else x.requires_grad_() for x in arguments(1, 5, 2, 2, 3, "BTHK", extremes=False)

@@ -80,6 +80,27 @@ def test_plans_suit_their_inputs() -> None:
         )  # fmt: skip
 
 
+def test_plans_of_erasure_have_all_keys() -> None:
+    """What is erased is a sum over keys; and the system is inverted in about float32 whatever the dtype."""
+    targets = (config.SM_80, config.SM_90, config.SM_100, config.GFX942, config.INTERPRETER)
+    dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    for target, decays, erase, launch, dtype, (K, V) in itertools.product(
+        targets, ("scalar", "key", "outer"), ("delta", "general"), ("forward", "backward"), dtypes,
+        ((5, 17), (64, 64), (128, 64), (200, 256)),
+    ):  # fmt: skip
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        plan = config.chunk_plan(
+            target, launch, K=K, V=V, decays=decays, erase=erase, acc=acc, operands=[dtype] * 3,
+            precision=None, chunk_size=None,
+        )  # fmt: skip
+        assert max(16, K) <= plan.BK < 2 * max(16, K)
+        assert 16 <= plan.BV < 2 * max(16, V)
+        assert plan.C in (16, 32) and plan.segment % plan.C == 0 and plan.warps >= 4
+        assert config.walk_plan(plan).BK == plan.BK
+        exact = acc == torch.float64 or target.backend == "interpreter"
+        assert plan.solve == ("ieee" if exact else "tf32x3" if target.backend == "cuda" else "bf16x6")
+
+
 def test_full_precision_unless_asked() -> None:
     for precision, found in ((None, "bf16x6"), ("tf32", "tf32")):
         plan = config.chunk_plan(
