@@ -39,7 +39,9 @@ def formula(
     def heads(z: Tensor) -> Tensor:
         """[B, Hx, K] to [B, H, 1, K], in the accumulation dtype."""
         z = z.to(dtype)
-        return z.repeat_interleave(H // z.shape[1], 1).unsqueeze(2) if z.shape[1] != 1 else z.unsqueeze(2)
+        if z.shape[1] not in (1, H):
+            z = z.repeat_interleave(H // z.shape[1], 1)
+        return z.unsqueeze(2)
 
     q, k, v = heads(q_t), heads(k_t), v_t.to(dtype).unsqueeze(2)
     x, y = (None if z is None else heads(z) for z in (x, y))
