@@ -179,3 +179,18 @@ def test_training(models: Models) -> None:
 
 
 SCALED = ("falcon_h1", "zamba", "kimi_linear")  # weights that are permuted or scaled under the same name
+
+
+def test_recurrent_gemma_begins_a_sequence_at_position_0() -> None:
+    """Rows of several sequences, one of which goes on from the piece before."""
+    model = toy("recurrent_gemma")
+    adapter = next(m for m in from_transformers(model).modules() if isinstance(m, Adapter))
+    lengths = [[3, 8], [6, 5]]  # of the sequences in each row
+    x = torch.randn(2, 11, 32, dtype=torch.float64)
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
+    cache, found = new_cache(model), []
+    for begin, end in ((0, 5), (5, 9), (9, 11)):
+        found.append(adapter(x[:, begin:end], positions[:, begin:end], None, cache=cache)[0])
+    for row, (first, _) in enumerate(lengths):
+        alone = [adapter.mixer(part)[0] for part in x[row : row + 1].split([first, 11 - first], 1)]
+        assert relative(torch.cat(found, 1)[row], torch.cat(alone, 1)[0]) < 1e-12
