@@ -281,10 +281,10 @@ def backend(name: str, form: str, v: Tensor, erased: int = 0) -> None:
     """The chosen backend can run here, and has the chosen form. erased: keys of a head, if it erases."""
     if name != "triton":
         return
-    if erased > triton_core.most_keys(v):
+    if erased > (most := triton_core.most_keys(v)):
         raise ValueError(
             f"k has {erased} channels with backend 'triton', beta or erase and {v.dtype}; accepted: at most "
-            f"{triton_core.most_keys(v)}"
+            f"{most}"
         )
     if erased and form not in ("auto", "chunk"):
         raise ValueError(

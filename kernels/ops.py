@@ -78,10 +78,15 @@ def _acc(x: Operands) -> torch.dtype:
     return accumulation_dtype(*x.floating)
 
 
+def _wide(x: Operands) -> tuple[Tensor | None, ...]:
+    """Those in float64, which make everything so."""
+    return tuple(y for y in x.floating if y is not None and y.dtype == torch.float64)
+
+
 def uses_triton(x: Operands, o: Options) -> bool:
     if o.backend != "auto":
         return o.backend == "triton"
-    if x.erases and x.k.shape[3] > triton_core.most_keys(x.v):
+    if x.erases and x.k.shape[3] > triton_core.most_keys(x.v, *_wide(x)):
         return False
     forms = ("auto", "chunk") if x.erases else ("auto", "chunk", "recurrent")
     return x.v.is_cuda and o.form in forms and triton_core.available(x.v)

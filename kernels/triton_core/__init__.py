@@ -60,10 +60,11 @@ def available(*tensors: Tensor | None) -> bool:
     return given[0].is_cuda or (interpreted and given[0].device.type == "cpu")
 
 
-def most_keys(x: Tensor) -> int:
-    """How many keys a head may have where beta or erase is given, in operands of the dtype of x: a program
-    holds them all."""
-    return 256 if x.dtype in (torch.bfloat16, torch.float16) else 128
+def most_keys(*operands: Tensor | None) -> int:
+    """How many keys a head may have where beta or erase is given: a program holds them all, in the dtype in
+    which these operands are multiplied."""
+    dtypes = {x.dtype for x in operands if x is not None}
+    return 64 if torch.float64 in dtypes else 128 if dtypes & {torch.float16, torch.float32} else 256
 
 
 def forward(*operands: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -141,7 +141,7 @@ def test_erasing_has_no_walk():
 
 
 def test_erasing_has_a_limit_of_keys():
-    q = torch.randn(1, 3, 1, 129)
+    q = torch.randn(1, 3, 1, 129, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"k has 129 channels with backend 'triton', beta.*at most 128"):
         recurrence(q, q, q, backend="triton", beta=torch.ones(1, 3, 1))
     recurrence(q, q, q, backend="triton")
