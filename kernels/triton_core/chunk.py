@@ -428,16 +428,16 @@ def chunk_backward(
             through = 0.0
             if KEY != NONE:
                 through = tl.sum(tl.sum(S.to(ACC) * G.to(DOT).to(ACC), 1), 0) * tl.exp2(tl.sum(lat, 0))
-            P, gP, x = scalar_pairs(qt, kt, vt, dot, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
+            P, gP, ua = scalar_pairs(qt, kt, vt, dot, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
             gv = scalar_dv(P, dot, kt, G, lat, KEY, C, DOT, PREC, ACC)
             tl.store(dv + t * (H * V) + to_v, only(gv, keep, MASK), mask=of_v)
-            gk, y = scalar_dk(gP, qt, kt, vt, G, lat, KEY, C, DOT, PREC, ACC)
+            gk, more = scalar_dk(gP, qt, kt, vt, G, lat, KEY, C, DOT, PREC, ACC)
             tl.store(dk + t * (H * K) + to_k, only(gk, keep, MASK), mask=of_k)
-            x = through + shifted(x + y, C, 1)
-            gq, y = scalar_dq(gP, qt, kt, dot, S, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
+            ua = through + shifted(ua + more, C, 1)
+            gq, more = scalar_dq(gP, qt, kt, dot, S, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
             tl.store(dq + t * (H * K) + to_k, gq, mask=of_k)
             if KEY != NONE:
-                tl.store(dla + t * H + rel * H, tl.where(keep, x + y, 0.0), mask=live)
+                tl.store(dla + t * H + rel * H, tl.where(keep, ua + more, 0.0), mask=live)
             G = scalar_retreat(G, qt, dot, lat, scale, KEY, C, STRICT, DOT, PREC, ACC)
     if KEY == OUTER:
         tl.store(dA + ((iv * tl.num_programs(0) + walk) * H + h) * K + d, da, mask=in_k)
