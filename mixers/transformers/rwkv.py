@@ -75,6 +75,8 @@ class FeedForward(Masked):
             hidden = torch.where(valid[..., None], hidden, torch.zeros_like(hidden))
         if state is None:
             return self.theirs(hidden)
+        if hidden.shape[:2] == (1, 1):
+            return self.theirs(hidden, state)
         last = state[0][:, :, self.theirs.layer_id]
         y, _ = self.theirs(torch.cat([last[:, None], hidden], 1))
         last.copy_(hidden[:, -1])
