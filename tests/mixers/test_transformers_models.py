@@ -194,3 +194,18 @@ def test_recurrent_gemma_begins_a_sequence_at_position_0() -> None:
     for row, (first, _) in enumerate(lengths):
         alone = [adapter.mixer(part)[0] for part in x[row : row + 1].split([first, 11 - first], 1)]
         assert relative(torch.cat(found, 1)[row], torch.cat(alone, 1)[0]) < 1e-12
+
+
+def test_recurrent_gemma_without_a_cache() -> None:
+    """As in the original the module then keeps the state, until a call has other rows or wants none kept."""
+    adapter = next(m for m in from_transformers(toy("recurrent_gemma")).modules() if isinstance(m, Adapter))
+    x, positions = torch.randn(2, 9, 32, dtype=torch.float64), torch.arange(9)[None]
+    whole = adapter(x, positions, None, use_cache=False)[0]
+    adapter(x[:, :5], positions[:, :5], None)
+    assert relative(adapter(x[:, 5:], positions[:, 5:], None)[0], whole[:, 5:]) < 1e-12
+    adapter(x[:, :5], positions[:, :5], None)
+    others = adapter(x[:1, 5:], positions[:, 5:], None)[0]
+    adapter(x[:, :5], positions[:, :5], None)
+    unkept = adapter(x[:, 5:], positions[:, 5:], None, use_cache=False)[0][:1]
+    assert relative(others, unkept) < 1e-12
+    assert relative(others, whole[:1, 5:]) > 1e-3
