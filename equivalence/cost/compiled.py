@@ -28,8 +28,9 @@ def launches(call: Call, schedule: str, target: str) -> list[aot.Launch]:
     decay, outer = get("log_decay"), None
     if isinstance(decay, OuterDecay):
         decay, outer = decay
-    tensors = (get("q"), get("k"), get("v"), decay, outer, get("log_decay_v"), get("initial_state"),
-               get("cu_seqlens"), get("mask"))  # fmt: skip
+    erasing = (get("beta"), *(get("erase") or (None, None)))
+    tensors = (get("q"), get("k"), get("v"), decay, outer, get("log_decay_v"), *erasing,
+               get("initial_state"), get("cu_seqlens"), get("mask"))  # fmt: skip
     k, v, packed = call.operands["k"], call.operands["v"], get("cu_seqlens")
     B, _, H, V = v.shape
     N = B if packed is None else packed.shape[0] - 1
