@@ -95,12 +95,33 @@ def running_sum(x: Tensor, start: Tensor, tokens: Tokens) -> tuple[Tensor, Tenso
     return total, last(total, start, tokens)
 
 
+def _walks(x: Tensor, call: float, number: float) -> bool:
+    """Whether steps over x [B, T, ...], of this many seconds each, are less work than a scan."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    T, lanes = x.shape[1], max(1, x.numel() // x.shape[1])
+    return T * (call + number * lanes) < math.ceil(math.log2(T)) * (3e-5 + 1e-8 * lanes * T)
+
+
+def _walked(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
+    """`stabilise` of whole rows, step by step: what a step needs stays in the cache."""
+    shape = torch.broadcast_shapes(log_f.shape, log_i.shape)
+    m = torch.empty(shape, dtype=start.dtype)
+    log_decay, log_write = torch.empty(shape, dtype=log_f.dtype), torch.empty(shape, dtype=log_i.dtype)
+    last_m = start
+    for f, i, *out in zip(*(x.unbind(1) for x in (log_f, log_i, log_decay, log_write, m)), strict=True):
+        moved = f + last_m
+        last_m = torch.maximum(moved, i, out=out[2])
+        top = torch.where(torch.isneginf(last_m), 0.0, last_m)
+        torch.sub(moved, top, out=out[0])
+        torch.sub(i, top, out=out[1])
+    return Stabilised(log_decay, log_write, m, torch.cat([start[:, None], m[:, :-1]], 1), m[:, -1])
+
+
 def _max_plus(f: Tensor, m: Tensor) -> Tensor:
     """m_t ← max(f_t + m_{t-1}, m_t) from t = 1, step by step on a CPU where that is less work than a scan."""
-    T, lanes = m.shape[1], max(1, m.numel() // m.shape[1])
-    rounds = math.ceil(math.log2(T))
-    walk = T * (3e-6 + 2e-9 * lanes) < rounds * (3e-5 + 1e-8 * lanes * T)  # seconds, roughly
-    if walk and m.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+    T = m.shape[1]
+    if _walks(m, 3e-6, 2e-9):
         steps = m.unbind(1)
         for t, factor in enumerate(f.unbind(1)[1:]):
             torch.maximum(factor + steps[t], steps[t + 1], out=steps[t + 1])
@@ -137,6 +158,8 @@ def stabilise(
     m is kept in float64: it may grow with the sequence, and differences of it are what is used.
     Source: Beck et al. 2024 (xLSTM, arXiv:2405.04517), eq. 15 to 17."""
     start = start.double()
+    if tokens.segment is None and tokens.valid is None and _walks(log_i, 1.6e-5, 6e-9):
+        return _walked(log_f, log_i, start)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
         f, i = log_f.to(start.dtype), log_i.to(start.dtype)
         if tokens.valid is not None:
