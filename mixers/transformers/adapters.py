@@ -80,6 +80,8 @@ class Adapter(Masked):
 class CacheLayerAdapter(Adapter):
     """For caches of `LinearAttentionLayer`s: conv_states [B, channels, width], recurrent_states.
 
+    Without a cache, sequences may be packed as `cu_seq_lens_q` says.
+
     The convolution looks width - 1 tokens back, so the oldest place of conv_states is read by nobody; it
     is 0 here.
     """
@@ -99,7 +101,14 @@ class CacheLayerAdapter(Adapter):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        cache = given_cache(cache, kwargs)
+        cache, offsets = given_cache(cache, kwargs), kwargs.get("cu_seq_lens_q")
+        if offsets is not None:
+            if cache is not None:
+                raise NotImplementedError(
+                    "cu_seq_lens_q was given together with a cache; accepted: one of the two, "
+                    "as with use_cache=False"
+                )
+            return self.mixer(hidden_states, cu_seqlens=offsets)[0]
         y, state = self.mix(hidden_states, self.read(cache, hidden_states), attention_mask)
         if cache is not None:
             self.write(cache, state)

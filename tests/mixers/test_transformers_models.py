@@ -209,3 +209,17 @@ def test_recurrent_gemma_without_a_cache() -> None:
     unkept = adapter(x[:, 5:], positions[:, 5:], None, use_cache=False)[0][:1]
     assert relative(others, unkept) < 1e-12
     assert relative(others, whole[:1, 5:]) > 1e-3
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "nemotron_h", "qwen3_next", "kimi_linear"])
+def test_packed_sequences(model_type: str) -> None:
+    model = from_transformers(toy(model_type))
+    adapter = next(m for m in model.modules() if isinstance(m, Adapter))
+    x, offsets = torch.randn(1, 11, 32, dtype=torch.float64), torch.tensor([0, 4, 5, 11])
+    alone = [adapter(part) for part in x.split(offsets.diff().tolist(), 1)]
+    assert relative(adapter(x, cu_seq_lens_q=offsets), torch.cat(alone, 1)) < 1e-12
+    cache = model(torch.tensor([[3]]), use_cache=True).cache
+    with pytest.raises(
+        NotImplementedError, match=r"^cu_seq_lens_q was given together with a cache; accepted"
+    ):
+        adapter(x, cache=cache, cu_seq_lens_q=offsets)
