@@ -478,10 +478,13 @@ def bits(*results: tuple[Tensor | None, ...]) -> bool:
     ],
 )  # fmt: skip
 def test_bits_do_not_depend_on_schedule_batch_or_run(
-    decay: str, decay_v: str | None, erase: str | None
+    decay: str, decay_v: str | None, erase: str | None, plans: Any
 ) -> None:
     """fused and split, a row alone and among others, now and again."""
-    T = 70 if erase is None else 66
+    T = 70
+    if erase is not None:
+        T = 34
+        plans(C=16, segment=16)
     inputs = cast(make(decay, decay_v, 2, T, 1, 16, 20, odd=False, erase=erase), torch.float32)
     do = torch.randn(2, T, 1, 20)
     found = {}
