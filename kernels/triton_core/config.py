@@ -267,10 +267,12 @@ _NARROW: dict[str, tuple[Erasing, Erasing]] = dict.fromkeys(
 _ERASING["sm_80", "bf16", "backward"] = _ERASING["gfx942", "bf16", "backward"] = _NARROW
 for _arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
     for _launch in ("forward", "backward"):
-        _ERASING[_arch, "tf32", _launch] = _ERASING[_arch, "bf16x6", _launch] = _NARROW | {
-            "delta scalar": ((16, 64, 8), (16, 32, 8)),
-            "delta key": ((16, 64, 8), (16, 32, 8)),
-        }
+        _ERASING[_arch, "tf32", _launch] = _ERASING[_arch, "bf16x6", _launch] = _NARROW
+        if _arch in ("sm_90", "sm_100"):
+            _ERASING[_arch, "tf32", _launch] = _ERASING[_arch, "bf16x6", _launch] = _NARROW | {
+                "delta scalar": ((16, 64, 8), (16, 32, 8)),
+                "delta key": ((16, 64, 8), (16, 32, 8)),
+            }
 
 
 def _erasing(
