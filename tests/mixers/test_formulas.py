@@ -125,8 +125,8 @@ def test_mamba(make, conv_width: int) -> None:
                 if s >= 0:
                     c += m.conv1d.weight[:, 0, j] * x[s]
             c = c * torch.sigmoid(c)
-            low, Bt, Ct = m.x_proj(c).split([m.dt_rank, 3, 3])
-            dt = torch.log1p(torch.exp(m.dt_proj(low)))
+            low, Bt, Ct = F.linear(c, m.x_proj.weight).split([m.dt_rank, 3, 3])
+            dt = torch.log1p(torch.exp(F.linear(low, m.dt_proj.weight, m.dt_proj.bias)))
             h = torch.exp(dt[:, None] * A) * h + (dt * c)[:, None] * Bt
             rows.append((h @ Ct + m.D * c) * z[t] * torch.sigmoid(z[t]))
         return m.out_proj(torch.stack(rows))
