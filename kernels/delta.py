@@ -96,7 +96,8 @@ def _reads(c: Slice) -> tuple[Slice, Order]:
 
 def _system(c: Slice) -> Array:
     """L [..., C, C], strictly lower triangular, of the system that a slice's reads solve."""
-    c = Slice(*(None if x is None else _wide(x) for x in c))
+    k, beta, x, y = (None if z is None else _wide(z) for z in (c.k, c.beta, c.x, c.y))
+    c = c._replace(k=k, beta=beta, x=x, y=y)  # decays damp errors: theirs need not be so small
     reads, order = _reads(c)
     if c.beta is not None:
         return c.beta * scores(reads, order)
