@@ -140,7 +140,7 @@ def test_auto_on_a_gpu(monkeypatch):
     def note(name, op=None):
         def run(*args):
             called.append(name)
-            return op(*args) if op else (args[2], args[6])
+            return op(*args) if op else (args[2], args[9])
 
         return run
 
@@ -188,7 +188,8 @@ def meta(dtype, B, H, K, V, kind):
         return torch.empty(shape, dtype=dtype, device="meta")
 
     heads = 1 if kind == "outer" else H
-    la = {"scalar": (B, H), "key": (B, H, K), "outer": (B, H)}.get(kind)
+    la = {"scalar": (B, H), "key": (B, H, K), "outer": (B, H), "erase": (B, H, K)}.get(kind)
+    pair = (tensor(B, H, K, dtype=dtype),) * 2 if kind == "erase" else (None, None)
     return (
         tensor(B, heads, K, dtype=dtype),
         tensor(B, heads, K, dtype=dtype),
@@ -196,6 +197,8 @@ def meta(dtype, B, H, K, V, kind):
         None if la is None else tensor(*la),
         tensor(H, K) if kind == "outer" else None,
         tensor(B, H, V) if kind in ("value", "key") else None,
+        tensor(B, H) if kind == "beta" else None,
+        *pair,
         tensor(B, H, K, V),
         tensor(B, dtype=torch.bool),
     )
@@ -217,6 +220,8 @@ def test_compiles_without_spills(target):
     for case in (
         (torch.float32, 8, 16, 256, 256, "key"),
         (torch.bfloat16, 8, 2048, 16, 1, "outer"),
+        (torch.bfloat16, 8, 16, 128, 128, "beta"),
+        (torch.bfloat16, 8, 16, 128, 128, "erase"),
     ):
         kernel, _, arguments, plan = launched(*case, target=aot.TARGETS[target])
         compiled = aot.compile_launch(kernel, arguments, plan, aot.TARGETS[target])
