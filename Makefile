@@ -7,6 +7,7 @@
 # Each sets itself up in .venv: any Python from 3.10 will do (make demo PYTHON=python3.12).
 
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test lint wheel clean
@@ -15,8 +16,9 @@ demo: .venv/ready
 	$(BIN)/mixerzoo report --output report
 	@echo "open report/index.html"
 
+# Two processes of one thread each: the tests' tensors are too small for more threads.
 test: .venv/ready
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
 # mypy and import-linter see the package by its name through a link to this folder.
 lint: .venv/ready-dev

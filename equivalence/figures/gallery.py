@@ -63,8 +63,8 @@ def draw(data: dict[str, Any]) -> Drawn:
     rows = math.ceil(len(names) / columns)
     title = finding(data)
     subtitle = (
-        f"{len(data['text'])} bytes of text: rows are outputs, columns inputs; darker is a larger share of "
-        "the row's weight. Colours of names: families. *: not trained"
+        f"{len(data['text'])} bytes of text: rows are outputs, columns inputs, colours of names families; "
+        "darker is a larger share. *: not trained"
     )
     panel, left, across, down = 1.62, 0.25, 0.12, 0.3
     width = 2 * left + columns * (panel + across)

@@ -19,14 +19,12 @@ def nothing() -> None:
 # Those that are trained at length and timed: a few of each family.
 SELECTION = (
     "linear-attention",
-    "transnormer",
     "transnormer-llm",
     "lightning",
     "gated-deltanet",
     "mamba",
     "mamba2",
     "hgrn",
-    "hgrn-complex",
     "softmax",
 )
 

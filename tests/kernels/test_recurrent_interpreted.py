@@ -139,12 +139,17 @@ def test_padding_may_hold_anything(
             assert not x[~mask].any()
 
 
+def arguments(xs: list[Any]) -> tuple[Any, ...]:
+    """Of a launch: these operands, none that erase, not packed, no mask."""
+    return (*xs[:6], None, None, None, xs[6], None, None)
+
+
 def both_passes(xs: list[Any], save: bool) -> tuple[list[Tensor], Tensor | None]:
     if xs[4] is not None:
         xs = [*xs[:4], xs[4].clamp_min(-1e30), *xs[5:]]  # as the operator hands it over
-    o, state, saved = launch.forward(*xs, None, None, save=save, **OPTIONS)
+    o, state, saved = launch.forward(*arguments(xs), save=save, **OPTIONS)
     do, dstate = torch.ones_like(o) + o, torch.ones_like(state) - state
-    grads = launch.backward(do, dstate, saved, *xs, None, None, **OPTIONS)
+    grads = launch.backward(do, dstate, saved, *arguments(xs), **OPTIONS)
     return [o, state, *(x for x in grads if x is not None)], saved
 
 
@@ -162,12 +167,12 @@ def test_saved_states_change_nothing(
     """Bitwise the same gradients whether forward kept the states or backward makes them."""
     xs = operands(1, T, 32 if K > 1 else 2, K, V, kind, dtype, shared=True)
     options = {name: value for name, value in OPTIONS.items() if name != "regime"}
-    found = recurrent_launch.plan(problem.Problem(*xs, None, **options))
+    found = recurrent_launch.plan(problem.Problem(*arguments(xs), **options))
     assert plan == (found.C, found.SUB)
     kept, saved = both_passes(xs, True)
     again, nothing = both_passes(xs, False)
     assert nothing is None and saved is not None and saved.isfinite().all()
-    assert saved.shape == launch.saved_shape(*xs, None, None, **OPTIONS)
+    assert saved.shape == launch.saved_shape(*arguments(xs), **OPTIONS)
     assert saved.dtype == dtype
     for x, y in zip(kept, again, strict=True):
         assert torch.equal(x, y)

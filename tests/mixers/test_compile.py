@@ -56,6 +56,10 @@ def test_packed_in_one_graph(make, kind: str) -> None:
     same(forward(x, state, cu_seqlens=cu), mixer(x, state, cu_seqlens=cu))
 
 
+# One for each thing that depends on sizes: forms, windows, rotations, sums and maxima along time, two calls.
+@pytest.mark.parametrize(
+    "name", ["lightning", "mamba", "hgrn-complex", "gla", "gated-deltanet", "rwkv4", "mamba3", "softmax"]
+)
 def test_one_graph_for_all_sizes(make, name: str) -> None:
     mixer = make(name)
     forward = torch.compile(mixer, fullgraph=True, backend="aot_eager", dynamic=True)
