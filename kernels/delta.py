@@ -104,23 +104,21 @@ def _system(c: Slice) -> Array:
     return scores(reads._replace(k=c.x), order) * -1
 
 
-def writes(c: Slice, S: Array) -> list[Slice]:
+def writes(c: Slice, S: Array, L: Array) -> list[Slice]:
     """Slices that do not erase: their states and outputs, of the first from S and of others from zero, add up
-    to those of c."""
-    if c.beta is None and c.y is None:
-        return [c]
+    to those of c, whose system is L."""
     reads, order = _reads(c)
     plain = c._replace(beta=None, x=None, y=None)
     entry = read_entry(reads, S, order)
     if c.beta is not None:
-        return [plain._replace(v=solve(_system(c), c.beta * (c.v - entry)))]
-    e = solve(_system(c), entry + scores(reads, order) @ c.v)
+        return [plain._replace(v=solve(L, c.beta * (c.v - entry)))]
+    e = solve(L, entry + scores(reads, order) @ c.v)
     return [plain, plain._replace(k=c.x, v=e)]
 
 
 def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
-    first, *others = writes(c, S)
+    first, *others = writes(c, S, _system(c))
     end = forms.carry(first, S, order)
     for d in others:
         end = end + forms.carry(d, torch.zeros_like(S), order)
@@ -128,7 +126,7 @@ def carry(c: Slice, S: Array, order: Order) -> Array:
 
 
 def delta_chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
-    first, *others = writes(c, S)
+    first, *others = writes(c, S, _system(c))
     o, end = chunk(first, S, order)
     for d in others:
         more, state = chunk(d, torch.zeros_like(S), order)
@@ -143,7 +141,7 @@ def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
 def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:
     """One system for all steps, T·T numbers per head; then attention to the values that solve it."""
     c = steps.slice(0, len(steps))
-    first, *others = writes(c, S)
+    first, *others = writes(c, S, _system(c))
     outs, end = attend(first, S, order, size)
     for d in others:
         more, state = attend(d, torch.zeros_like(S), order, size)
@@ -166,12 +164,13 @@ def delta_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tup
     these, canonical gradients again."""
     reads, read_order = _reads(c)
     none, zero = torch.zeros_like(G), torch.zeros_like(S)
-    first, *others = writes(c, S)
+    L = _system(c)
+    first, *others = writes(c, S, L)
     g, G_start = chunk_gradient(first, S, G, do, order)
     if c.beta is not None:
         reads = reads._replace(v=first.v)
         missing = c.v - chunk(reads, S, read_order)[0]
-        t = solve(_system(c), g.v, transposed=True)
+        t = solve(L, g.v, transposed=True)
         dv = c.beta * t
         r, into_start = chunk_gradient(reads, S, none, dv * -1, read_order)
         dbeta = torch.sum(t * missing, -1, True)
@@ -180,7 +179,7 @@ def delta_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tup
         return plus(g._replace(v=None), more), G_start + into_start
     (second,) = others
     h, _ = chunk_gradient(second, zero, G, do, order)
-    t = solve(_system(c), h.v, transposed=True)
+    t = solve(L, h.v, transposed=True)
     r, into_start = chunk_gradient(reads, S, none, t, read_order)
     e, _ = chunk_gradient(reads._replace(k=c.x, v=second.v), zero, none, t, read_order)
     found = plus(g, Gradients(h.q, r.k, r.v, h.la, None, None, h.k + e.k, r.q + e.q))

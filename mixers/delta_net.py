@@ -18,10 +18,13 @@ class DeltaRule(RecurrentMixer):
         q, k, v = silu(conv(W_q x, W_k x, W_v x))        q, k ← q/|q|, k/|k|        β = σ(W_b x)
         S_t = S̃ + β_t k_t (v_t - S̃ᵀ k_t)ᵀ,  S̃ = a_t ∘ S_{t-1}        o_t = S_tᵀ q_t / √K
 
-    A mixer adds its decay, `log_decay`, and its `readout`. `writes` is how often each token writes.
+    A mixer adds its decay, `log_decay`, and `g_proj` and `o_norm`, the gate and the norm of its readout, or a
+    `readout` of its own. `writes` is how often each token writes.
     """
 
     forms = DELTA_FORMS
+    g_proj: nn.Module
+    o_norm: nn.Module
 
     def __init__(
         self,
@@ -71,6 +74,10 @@ class DeltaRule(RecurrentMixer):
         v = v.unflatten(-1, (-1, self.head_v_dim))
         beta = self.strength * torch.sigmoid(self.b_proj(x).to(accumulation(x.dtype)))
         return Core(q, k, v, self.log_decay(x), scale=self.head_dim**-0.5, beta=beta, window=window)
+
+    def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
+        gate = self.g_proj(x).unflatten(-1, (-1, self.head_v_dim))
+        return self.o_proj(self.o_norm(o, gate).flatten(-2))
 
 
 class DeltaNet(DeltaRule):

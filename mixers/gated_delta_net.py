@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Core
 from .delta_net import DeltaRule
 from .parts import GatedRMSNorm, init_softplus_decay, softplus_decay
 
@@ -50,10 +49,6 @@ class GatedDeltaRule(DeltaRule):
 
     def log_decay(self, x: Tensor) -> Tensor | None:
         return softplus_decay(self.a_proj(x), self.dt_bias, self.A_log)
-
-    def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
-        gate = self.g_proj(x).unflatten(-1, (-1, self.head_v_dim))
-        return self.o_proj(self.o_norm(o, gate).flatten(-2))
 
 
 class GatedDeltaNet(GatedDeltaRule):

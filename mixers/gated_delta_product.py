@@ -79,10 +79,8 @@ class GatedDeltaProduct(GatedDeltaRule):
         core, n = super().operands(x, state, tokens), self.num_householder
         assert isinstance(core.log_decay, Tensor) and core.beta is not None
         k, v, beta = (z.unflatten(2, (n, -1)).flatten(1, 2) for z in (core.k, core.v, core.beta))
-        q, la = (
-            core.q.repeat_interleave(n, 1),
-            F.pad(core.log_decay[:, :, None], (0, 0, 0, n - 1)).flatten(1, 2),
-        )
+        q = core.q.repeat_interleave(n, 1)
+        la = F.pad(core.log_decay[:, :, None], (0, 0, 0, n - 1)).flatten(1, 2)
         return core._replace(q=q, k=k, v=v, beta=beta, log_decay=la)
 
     def recur(

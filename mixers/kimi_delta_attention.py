@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import flag, number
-from .base import Core, accumulation
+from .base import accumulation
 from .delta_net import DeltaRule
 from .parts import GatedRMSNorm, init_softplus_decay, low_rank, softplus_decay
 
@@ -98,7 +98,3 @@ class KimiDeltaAttention(DeltaRule):
             return softplus_decay(z, bias, A_log)
         acc = accumulation(z.dtype)
         return self.lower_bound * torch.sigmoid(A_log.to(acc).exp() * (z.to(acc) + bias.to(acc)))
-
-    def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
-        gate = self.g_proj(x).unflatten(-1, (-1, self.head_v_dim))
-        return self.o_proj(self.o_norm(o, gate).flatten(-2))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..kernels import OuterDecay
 from .arguments import flag, number, step_sizes, whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation
-from .parts import RMSNorm, ShortConvolution
+from .parts import RMSNorm, ShortConvolution, inverse_softplus, log_uniform
 
 
 class GroupedLinear(nn.Linear):
@@ -129,8 +129,7 @@ class Mamba(RecurrentMixer):
     def _initialise(self, dt_min: float, dt_max: float) -> None:
         self.A_log.copy_(torch.arange(1, self.d_state + 1).log())
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(dt_min), math.log(dt_max)).exp()
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        self.dt_proj.bias.copy_(inverse_softplus(log_uniform(self.d_inner, dt_min, dt_max)))
 
     def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         x, z = self.in_proj(x).chunk(2, -1)

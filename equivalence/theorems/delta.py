@@ -11,19 +11,20 @@ import torch
 from ...kernels import delta, forms, gradients
 from ...kernels.order import READS
 from ...kernels.steps import Slice
-from ..algebra import MODULUS, Element, Field, contract
+from ..algebra import MODULUS, Field, contract
 from ..theorem import Budget, Collection, Counterexample, Tally
 from .problems import (
     HEADS,
     KEY_DECAYS,
-    Operands,
     Problem,
     definition,
     equal,
     first_steps,
     one_step,
+    pieces_are_whole,
     run_form,
     steps,
+    values,
 )
 
 THEOREMS = Collection()
@@ -137,33 +138,8 @@ def decays(budget: Budget, tally: Tally) -> None:
     "exact",
 )
 def split(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
-    names = list(delta.FORMS)
-
-    def piece(x: Operands, s: slice) -> Operands:
-        constant = {"outer", "initial_state", "scale"}
-        if x.log_decay is not None and x.log_decay.ndim == 1:
-            constant.add("log_decay")
-        cut = {n: y[:, s] for n, y in x._asdict().items() if y is not None and n not in constant}
-        return x._replace(**cut)
-
-    for n, p in enumerate(_problems(budget)):
-        if not 1 < p.length <= 7:
-            continue
-        x = p.operands(rng)
-        o_ref, S_ref = definition(p, x)
-        for cut in range(1, p.length):
-            early, late = piece(x, slice(None, cut)), piece(x, slice(cut, None))
-            if p.reverse:
-                early, late = late, early
-            one, two = names[(n + cut) % 3], names[(n + cut // 3) % 3]
-            o1, S1 = run_form(one, p, early)
-            o2, S2 = run_form(two, p, late._replace(initial_state=S1))
-            where = f"{one}, split after {cut}, then {two}; {p}"
-            o = torch.cat([o2, o1] if p.reverse else [o1, o2], 1)
-            equal("outputs in pieces and at once", where, o, o_ref, "bthv")
-            equal("final states in pieces and at once", where, S2, S_ref, "bhkv")
-            tally.exact(p.degree)
+    cases = [p for p in _problems(budget) if p.length <= 7]
+    pieces_are_whole(cases, list(delta.FORMS), budget, tally)
 
 
 def _blocks(longest: int) -> list[tuple[str, Problem]]:
@@ -217,11 +193,6 @@ def chunk_body(budget: Budget, tally: Tally) -> None:
 NAMES = ("q", "k", "v", "log_decay", "log_decay_v", "beta", "x", "y", "initial_state")
 
 
-def _values(x: Operands) -> Operands:
-    values: dict[str, Any] = {n: y.value() for n, y in x._asdict().items() if isinstance(y, Element)}
-    return x._replace(**values)
-
-
 def _gradient_is_derivative(kind: str) -> Any:
     def check(budget: Budget, tally: Tally) -> None:
         rng = budget.rng()
@@ -231,10 +202,10 @@ def _gradient_is_derivative(kind: str) -> Any:
             x = p.operands(rng, dual=True, zeros=0.2 * (i % 2))
             do = Field.random(rng, p.batch, p.length, p.heads[0], p.value_dim)
             dS = Field.random(rng, *x.initial_state.shape)
-            values = _values(x)
+            plain = values(x)
             g, dS0 = gradients.vjp(
-                steps(values, p.reverse),
-                values.initial_state,
+                steps(plain, p.reverse),
+                plain.initial_state,
                 do,
                 dS,
                 p.order,
@@ -291,12 +262,12 @@ def gradient_body(budget: Budget, tally: Tally) -> None:
             o, S = forms.walk(one_step(c, t), S, p.order)
             slope += contract(do.parts[0][..., t : t + 1, :], o.tangent())
             ends[t + 1] = slope + contract(G.parts[0], S.tangent())
-        values = Slice(*(None if y is None else y.value() for y in c))
+        plain = Slice(*(None if y is None else y.value() for y in c))
         for n in _lengths(budget):
             for name, block in delta.GRADIENTS.items():
                 if name == "recurrent" and n not in FEW:
                     continue
-                g, dS = block(first_steps(values, n), x.initial_state.value(), G, do[..., :n, :], p.order)
+                g, dS = block(first_steps(plain, n), x.initial_state.value(), G, do[..., :n, :], p.order)
                 pairs = [*zip(g[:8], first_steps(c, n), strict=True), (dS, x.initial_state)]
                 found = sum(
                     contract(*np.broadcast_arrays(a.parts[0], y.tangent())) for a, y in pairs if y is not None

@@ -16,13 +16,14 @@ from .problems import (
     HEADS,
     KEY_DECAYS,
     VALUE_DECAYS,
-    Operands,
     Problem,
     blocks_of,
     definition,
     equal,
     first_steps,
+    in_time,
     one_step,
+    pieces_are_whole,
     problems,
     run_form,
     steps,
@@ -221,18 +222,6 @@ def _varied(budget: Budget, orders: tuple[Order, ...] = ALL_ORDERS) -> list[Prob
     return sorted(found, key=lambda p: (p.length, p.heads))
 
 
-def _in_time(x: Operands, f: Any) -> Operands:
-    """f on every operand that varies in time."""
-    la, lb = x.log_decay, x.log_decay_v
-    return x._replace(
-        q=f(x.q),
-        k=f(x.k),
-        v=f(x.v),
-        log_decay=la if la is None or la.ndim == 1 else f(la),
-        log_decay_v=lb if lb is None or lb.ndim == 2 else f(lb),
-    )
-
-
 @THEOREMS(
     "forms/reverse",
     "The recurrence in reversed time is the recurrence of the reversed sequence, reversed.",
@@ -245,7 +234,7 @@ def reverse(budget: Budget, tally: Tally) -> None:
         x = p.operands(rng)
         forward = Problem(**{**p.__dict__, "reverse": False})
         backward = Problem(**{**p.__dict__, "reverse": True})
-        flipped = _in_time(x, lambda y: y.flip(1))
+        flipped = in_time(x, lambda y: y.flip(1))
         for form in forms.FORMS:
             (o, S), (o_ref, S_ref) = run_form(form, backward, x), run_form(form, forward, flipped)
             equal(f"outputs of the {form} form", p, o, o_ref.flip(1), "bthv")
@@ -260,25 +249,7 @@ def reverse(budget: Budget, tally: Tally) -> None:
     "exact",
 )
 def split(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
-    names = list(forms.FORMS)
-    for n, p in enumerate(_varied(budget)):
-        x = p.operands(rng)
-        o_ref, S_ref = definition(p, x)
-        for cut in range(1, p.length):
-            early, late = (_in_time(x, lambda y, s=s: y[:, s]) for s in (slice(None, cut), slice(cut, None)))
-            if p.reverse:
-                early, late = late, early
-            one, two = names[(n + cut) % 4], names[(n + cut // 4) % 4]
-            o1, S1 = run_form(one, p, early)
-            o2, S2 = run_form(two, p, late._replace(initial_state=S1))
-            o = torch.cat([o2, o1] if p.reverse else [o1, o2], 1)
-            where = f"{one}, split after {cut}, then {two}; {p}"
-            equal("outputs in pieces and at once", where, o, o_ref, "bthv")
-            equal("final states in pieces and at once", where, S2, S_ref, "bhkv")
-            tally.exact(p.degree)
-    if tally.cases == 0:
-        raise Counterexample("no sequence was long enough to split")
+    pieces_are_whole(_varied(budget), list(forms.FORMS), budget, tally)
 
 
 @THEOREMS(
@@ -303,7 +274,7 @@ def mask(budget: Budget, tally: Tally) -> None:
                 where = f"the {form} form with mask {kept[b].astype(int).tolist()} in batch row {b}; {p}"
                 S_ref = x.initial_state[b : b + 1]
                 if kept[b].any():
-                    row = _in_time(x, lambda y, b=b, now=kept[b]: y[b : b + 1][:, now])
+                    row = in_time(x, lambda y, b=b, now=kept[b]: y[b : b + 1][:, now])
                     o_ref, S_ref = definition(p, row._replace(initial_state=S_ref))
                     equal("outputs at steps that count", where, o[b : b + 1][:, kept[b]], o_ref, "bthv")
                 equal("final states", where, S[b : b + 1], S_ref, "bhkv")
@@ -337,7 +308,7 @@ def reset(budget: Budget, tally: Tally) -> None:
             apart = [
                 definition(
                     p,
-                    _in_time(x, lambda y, i=i, n=n: y[:, i : i + n])._replace(
+                    in_time(x, lambda y, i=i, n=n: y[:, i : i + n])._replace(
                         initial_state=x.initial_state.zeros_like()
                     ),
                 )

@@ -22,16 +22,12 @@ from .problems import (
     problems,
     run_form,
     steps,
+    values,
 )
 
 THEOREMS = Collection()
 
 OPERANDS = ("q", "k", "v", "log_decay", "outer", "log_decay_v", "initial_state")
-
-
-def _values(x: Operands) -> Operands:
-    values: dict[str, Any] = {n: y.value() for n, y in x._asdict().items() if isinstance(y, Element)}
-    return x._replace(**values)
 
 
 def _without_tangents_but(x: Operands, name: str) -> Operands:
@@ -77,7 +73,7 @@ def _vjp_is_derivative(kind: str) -> Any:
             x = p.operands(rng, dual=True, zeros=0.2 if i % 2 else 0.0)
             do = Field.random(rng, p.batch, p.length, p.heads[0], p.value_dim)
             dS = Field.random(rng, *x.initial_state.shape)
-            g, dS0 = _vjp(p, _values(x), do, dS, kind)
+            g, dS0 = _vjp(p, values(x), do, dS, kind)
             found = _flat(g, dS0)
             for name, gradient, y in zip(OPERANDS, found, x[:7], strict=True):
                 if isinstance(y, Element) and gradient.shape != y.shape:
@@ -183,7 +179,7 @@ def operands(budget: Budget, tally: Tally) -> None:
             outer=None if x.outer is None else Field.random(rng, H, K, dual=True),
             log_decay_v=None if lb is None else Field(*lb.parts),
         )
-        dual, plain = steps(linear, p.reverse), steps(_values(linear), p.reverse)
+        dual, plain = steps(linear, p.reverse), steps(values(linear), p.reverse)
         pieces, slope = [], 0
         for i in range(0, p.length, p.block):
             j = min(i + p.block, p.length)

@@ -13,8 +13,8 @@ import torch
 from ...kernels import delta, forms
 from ...kernels.order import AFTER, ALL_ORDERS, Order
 from ...kernels.steps import Slice, Steps
-from ..algebra import Field, Integer, Log, differs
-from ..theorem import Budget, Counterexample
+from ..algebra import Element, Field, Integer, Log, differs
+from ..theorem import Budget, Counterexample, Tally
 
 KEY_DECAYS = ("none", "[H]", "[B,T,H]", "[B,T,H,K]", "dt·A")
 VALUE_DECAYS = ("none", "[H,V]", "[B,T,H,V]")
@@ -120,6 +120,28 @@ def definition(p: Problem, x: Operands) -> tuple[Any, Any]:
     return run_form("recurrent", whole, x)
 
 
+def in_time(x: Operands, f: Any) -> Operands:
+    """f on every operand that varies in time."""
+    la, lb = x.log_decay, x.log_decay_v
+    erasing: dict[str, Any] = {
+        n: None if y is None else f(y) for n, y in (("beta", x.beta), ("x", x.x), ("y", x.y))
+    }
+    return x._replace(
+        q=f(x.q),
+        k=f(x.k),
+        v=f(x.v),
+        log_decay=la if la is None or la.ndim == 1 else f(la),
+        log_decay_v=lb if lb is None or lb.ndim == 2 else f(lb),
+        **erasing,
+    )
+
+
+def values(x: Operands) -> Operands:
+    """x without tangents."""
+    found: dict[str, Any] = {n: y.value() for n, y in x._asdict().items() if isinstance(y, Element)}
+    return x._replace(**found)
+
+
 def equal(what: str, arguments: object, x: Any, y: Any, axes: str) -> None:
     """x = y, exactly.
 
@@ -133,6 +155,32 @@ def equal(what: str, arguments: object, x: Any, y: Any, axes: str) -> None:
         raise Counterexample(f"{what} has shape {list(x.shape)}, not {list(y.shape)}, for {arguments}")
     place = ", ".join(f"{axis} = {i}" for axis, i in zip(axes, at, strict=False))
     raise Counterexample(f"{what} differ at {place}, for {arguments}")
+
+
+def pieces_are_whole(cases: Sequence[Problem], names: Sequence[str], budget: Budget, tally: Tally) -> None:
+    """Every place to split a sequence, each of the forms after each: in two pieces it is what it is at once.
+
+    Raises:
+        Counterexample: it is not, or no sequence was long enough to split.
+    """
+    rng = budget.rng()
+    for n, p in enumerate(cases):
+        x = p.operands(rng)
+        o_ref, S_ref = definition(p, x)
+        for cut in range(1, p.length):
+            early, late = (in_time(x, lambda y, s=s: y[:, s]) for s in (slice(None, cut), slice(cut, None)))
+            if p.reverse:
+                early, late = late, early
+            one, two = names[(n + cut) % len(names)], names[(n + cut // len(names)) % len(names)]
+            o1, S1 = run_form(one, p, early)
+            o2, S2 = run_form(two, p, late._replace(initial_state=S1))
+            o = torch.cat([o2, o1] if p.reverse else [o1, o2], 1)
+            where = f"{one}, split after {cut}, then {two}; {p}"
+            equal("outputs in pieces and at once", where, o, o_ref, "bthv")
+            equal("final states in pieces and at once", where, S2, S_ref, "bhkv")
+            tally.exact(p.degree)
+    if tally.cases == 0:
+        raise Counterexample("no sequence was long enough to split")
 
 
 def problems(budget: Budget, orders: Sequence[Order] = ALL_ORDERS) -> list[Problem]:
