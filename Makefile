@@ -18,7 +18,7 @@ demo: .venv/ready
 
 # Two processes of one thread each: the tests' tensors are too small for more threads.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 # mypy and import-linter see the package by its name through a link to this folder.
 lint: .venv/ready-dev

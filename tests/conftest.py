@@ -7,5 +7,20 @@ that name, which transformers looks for. The tests import `mixerzoo.kernels`, as
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--share", metavar="I/N", default="0/1", help="run every N-th test, from the I-th on")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    i, n = map(int, config.getoption("share").split("/"))
+    mine = items[i::n]
+    if len(mine) < len(items):
+        config.hook.pytest_deselected(items=[x for j, x in enumerate(items) if j % n != i])
+        items[:] = mine

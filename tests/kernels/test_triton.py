@@ -22,10 +22,14 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+SHARES = 6  # minutes in all: what runs tests side by side can hand them out
+
+
 @needs_triton
-def test_interpreted() -> None:
+@pytest.mark.parametrize("share", range(SHARES))
+def test_interpreted(share: int) -> None:
     """test_triton_interpreted.py, where TRITON_INTERPRET is set before Triton is imported."""
-    printed = passed_interpreted(HERE / "test_triton_interpreted.py")
+    printed = passed_interpreted(HERE / "test_triton_interpreted.py", f"{share}/{SHARES}")
     assert re.search(r"\d\d+ passed", printed) and "skipped" not in printed
 
 
