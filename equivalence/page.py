@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ..mixers import registry
-from .prove import error_of
+from .prove import by_kind, error_of, found, together
 from .style import INK, Drawn, colour, style
 from .theorem import Outcome
 from .training import PROMPT, SAMPLE, Training
@@ -40,6 +40,8 @@ EVIDENCE = {
     "property": "random examples in floating point, with shapes, lengths, decays and cuts of all kinds. The "
     "error is the largest relative difference seen.",
     "text": "the same on the bytes of real text.",
+    "bound": "the rounding error, under a bound that was computed beside the value; shown as a part of it.",
+    "coq": "a machine-checked proof about a model of the code, for all lengths.",
     "bitwise": "inputs on which every intermediate is exact: equal means equal bits, so there is no error.",
 }
 
@@ -272,7 +274,7 @@ def _trained(trainings: Mapping[str, Training]) -> str:
 
 
 def _proofs(outcomes: Sequence[Outcome]) -> str:
-    used = dict.fromkeys(o.evidence for o in outcomes)
+    used = by_kind(outcomes)
     parts = ["<dl>"]
     parts += [f"<dt>{escape(e)}</dt><dd>{escape(EVIDENCE.get(e, ''))}</dd>" for e in used]
     parts.append("</dl>")
@@ -298,7 +300,7 @@ def _summary(group: str, members: Sequence[Outcome], failed: int) -> str:
     mark = '<span class="bad">✗</span>' if failed else '<span class="good">✓</span>'
     fails = f'<span class="bad">{failed} fail</span>, ' if failed else ""
     cases = sum(o.cases for o in members)
-    evidence = ", ".join(dict.fromkeys(o.evidence for o in members))
+    evidence = ", ".join(by_kind(members))
     return (
         f"{mark} <b>{escape(GROUPS.get(group, group))}</b> "
         f'<span class="soft">{fails}{len(members)} theorems, {cases:,} cases ({evidence})</span>'
@@ -314,13 +316,13 @@ def _theorems(outcomes: Sequence[Outcome]) -> str:
         (
             f'<span class="name">{_mark(o)} {escape(o.name)}</span>',
             f'{_text(o.statement)}<br><span class="soft">over {_text(o.over)}</span>',
-            escape(o.evidence),
-            f"{o.cases:,}",
-            escape(error_of(o)),
+            "<br>".join(escape(e.kind) for e in o.evidence),
+            "<br>".join(f"{e.cases:,}" for e in o.evidence),
+            "<br>".join(escape(found(e)) for e in o.evidence),
         )
         for o in outcomes
     ]
-    return _table(("theorem", "statement", "evidence", "cases", "error"), rows, (3, 4))
+    return _table(("theorem", "statement", "evidence", "cases", "found"), rows, (3,))
 
 
 def _matrix(outcomes: Sequence[Outcome]) -> str:
@@ -333,7 +335,7 @@ def _matrix(outcomes: Sequence[Outcome]) -> str:
         row = [_named(mixer) if mixer in registry.REGISTRY else escape(mixer)]
         for prop in properties:
             o = found.get((mixer, prop))
-            cell = "" if o is None else f"{_mark(o)} {escape(error_of(o))}"
+            cell = "" if o is None else f"{_mark(o)} {escape(error_of(together(o.evidence)))}"
             row.append(
                 "" if o is None else f'<span title="{escape(o.name)}: {o.cases:,} cases">{cell}</span>'
             )
@@ -342,7 +344,9 @@ def _matrix(outcomes: Sequence[Outcome]) -> str:
     for prop in properties:
         same = [o for o in outcomes if o.name.endswith("/" + prop)]
         statement = re.sub(r" \([^()]*arXiv[^()]*\)", "", same[0].statement)  # the papers are listed below
-        stated.append(f"<dt>{escape(prop)}</dt><dd>{_text(statement)} ({escape(same[0].evidence)})</dd>")
+        stated.append(
+            f"<dt>{escape(prop)}</dt><dd>{_text(statement)} ({escape(', '.join(by_kind(same)))})</dd>"
+        )
     return _table(("mixer", *map(escape, properties)), rows) + "<dl>" + "".join(stated) + "</dl>"
 
 

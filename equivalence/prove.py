@@ -4,7 +4,7 @@ From Python:
 
     from mixerzoo.equivalence.prove import prove
     for outcome in prove(["forms", "mixers/hgrn/padding"], quick=True):
-        print(outcome.name, outcome.passed, outcome.cases, outcome.bound)
+        print(outcome.name, outcome.passed, [(e.kind, e.cases) for e in outcome.evidence])
 
 To compare a function of your own with the recurrence: `mixerzoo.equivalence.theorems.operator.check_kernel`.
 """
@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .text import check_file, english, notes_elsewhere
-from .theorem import Budget, Outcome, Theorem
+from .theorem import EVIDENCE, Budget, EvidenceOutcome, Outcome, Theorem
 from .theorems import catalogue
 
 HELP = "prove that all ways of computing the zoo are the same functions"
@@ -146,15 +147,37 @@ def as_json(outcomes: Sequence[Outcome], quick: bool, seed: int) -> str:
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
-def error_of(outcome: Outcome) -> str:
-    """What can still be wrong: the probability of an unseen difference, or the largest error seen."""
-    if not outcome.passed:
+def found(e: EvidenceOutcome) -> str:
+    """What one kind of evidence found, in a few words: what can still be wrong, or how far off it was."""
+    if e.passed is None:
+        return f"not here: {e.absent}"
+    if not e.passed:
+        return "FAILS"
+    if e.kind == "exact":
+        return f"degree ≤ {e.degree}, p ≤ {e.bound:.0e}" if e.bound else "no numbers: p = 0"
+    if e.kind == "bitwise":
+        return "all bits equal"
+    if e.kind == "coq":
+        return ", ".join(e.lemmas)
+    parts = [f"{e.examples:,} examples"] if e.examples else []
+    if e.ratio is not None:
+        parts.append(f"error ≤ {e.ratio:.2g} of its bound")
+    if e.worst is not None:
+        parts.append(f"error ≤ {e.worst:.0e}" if e.worst else "error 0")
+    return ", ".join(parts)
+
+
+def error_of(e: EvidenceOutcome) -> str:
+    """`found`, as short as it can be said."""
+    if not e.passed:
         return ""
-    if outcome.evidence == "exact":
-        return f"p ≤ {outcome.bound:.0e}" if outcome.bound else "none"
-    if outcome.evidence == "bitwise":
-        return "none"
-    return "0" if not outcome.worst else f"{outcome.worst:.0e}"
+    if e.kind == "exact":
+        return f"p ≤ {e.bound:.0e}" if e.bound else "p = 0"
+    if e.kind == "bound":
+        return f"{e.ratio:.2g} of bound"
+    if e.worst is not None:
+        return f"{e.worst:.0e}" if e.worst else "0"
+    return "none"
 
 
 def rows(outcomes: Sequence[Outcome], fold: bool) -> dict[str, list[Outcome]]:
@@ -167,32 +190,58 @@ def rows(outcomes: Sequence[Outcome], fold: bool) -> dict[str, list[Outcome]]:
     return found
 
 
+def together(several: Sequence[EvidenceOutcome]) -> EvidenceOutcome:
+    """Evidence of one kind for several theorems, as one: the sums of what adds up, the worst of the rest."""
+
+    def most(attribute: str) -> Any:
+        return max((x for e in several if (x := getattr(e, attribute)) is not None), default=None)
+
+    bounds = [e.bound for e in several if e.bound is not None]
+    here = [e.passed for e in several if e.passed is not None]
+    return EvidenceOutcome(
+        several[0].kind,
+        all(here) if here else None,
+        sum(e.cases for e in several),
+        sum(e.seconds for e in several),
+        degree=most("degree"),
+        bound=sum(bounds) if bounds else None,
+        worst=most("worst"),
+        ratio=most("ratio"),
+        examples=sum(e.examples or 0 for e in several) or None,
+        lemmas=tuple(dict.fromkeys(lemma for e in several for lemma in e.lemmas)),
+        absent="; ".join(dict.fromkeys(e.absent for e in several if e.absent)) or None,
+    )
+
+
+def by_kind(outcomes: Sequence[Outcome]) -> dict[str, list[EvidenceOutcome]]:
+    """All the evidence of these theorems, by its kind."""
+    kinds = {kind: [e for o in outcomes for e in o.evidence if e.kind == kind] for kind in EVIDENCE}
+    return {kind: several for kind, several in kinds.items() if several}
+
+
 def table(outcomes: Sequence[Outcome], fold: bool = False) -> Table:
-    """What came out, in groups. With `fold`, the theorems of a mixer share a row, but for failures."""
-    found = Table(box=None, pad_edge=False, header_style="bold")
+    """A line for each kind of evidence. With `fold`, the theorems of a mixer that hold share their lines."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("theorem", "evidence"):
-        found.add_column(title, no_wrap=True)
-    for title in ("cases", "error", "seconds"):
-        found.add_column(title, justify="right", no_wrap=True)
+        made.add_column(title, no_wrap=True)
+    made.add_column("cases", justify="right", no_wrap=True)
+    made.add_column("found")
+    made.add_column("seconds", justify="right", no_wrap=True)
     previous = None
     for name, several in rows(outcomes, fold).items():
         section = name.partition("/")[0] if fold else name.rpartition("/")[0]
         if previous not in (None, section):
-            found.add_row()
+            made.add_row()
         previous = section
-        mark = "[green]✓[/]" if all(o.passed for o in several) else "[red]✗[/]"
-        kinds = {o.evidence: "" for o in several}
-        for kind in kinds:
-            errors = (o for o in several if o.evidence == kind)
-            kinds[kind] = error_of(max(errors, key=lambda o: (not o.passed, o.worst or o.bound or 0.0)))
-        found.add_row(
-            f"{mark} {escape(name)}",
-            ", ".join(kinds),
-            f"{sum(o.cases for o in several):,}",
-            ", ".join(filter(None, kinds.values())),
-            f"{sum(o.seconds for o in several):.2f}",
-        )
-    return found
+        title = f"{'[green]✓[/]' if all(o.passed for o in several) else '[red]✗[/]'} {escape(name)}"
+        for kind, evidence in by_kind(several).items():
+            e = together(evidence)
+            words = escape(found(e))
+            if e.passed is not True:
+                words = f"[{'red' if e.passed is False else 'yellow'}]{words}[/]"
+            made.add_row(title, kind, f"{e.cases:,}", words, f"{e.seconds:.2f}")
+            title = ""
+    return made
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
@@ -221,7 +270,8 @@ def _show(console: Console, outcomes: Sequence[Outcome], seconds: float, fold: b
 def _list(console: Console) -> int:
     for t in catalogue().values():
         console.print(
-            f"[bold]{escape(t.name)}[/] ({t.evidence})\n  {escape(t.statement)}\n  over: {escape(t.over)}"
+            f"[bold]{escape(t.name)}[/] ({', '.join(t.evidence)})\n  {escape(t.statement)}\n"
+            f"  over: {escape(t.over)}"
         )
     return 0
 

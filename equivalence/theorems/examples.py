@@ -44,6 +44,7 @@ def run_examples(
     """
 
     def guarded(case: C) -> None:
+        tally.example()
         try:
             error = check(case)
         except Counterexample:

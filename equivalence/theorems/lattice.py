@@ -110,7 +110,7 @@ def lattice_forms(budget: Budget, tally: Tally) -> None:
                             f"{half}) gives {float(found[t, i])!r} instead of {float(expected[t, i])!r} "
                             f"at t = {t}, v = {i}"
                         )
-                    tally.cases += 1
+                    tally.bitwise()
 
 
 def _integer_case(g: torch.Generator, dtype: torch.dtype, read: str, reverse: bool) -> Arguments:
@@ -142,7 +142,7 @@ def _all_the_same(results: Results, inputs: Iterable[str], where: str, tally: Ta
                 raise Counterexample(
                     f"{name} of the {form} form in {dtype} are not those of the recurrence, for {where}"
                 )
-        tally.cases += 1
+        tally.bitwise()
 
 
 @THEOREMS(

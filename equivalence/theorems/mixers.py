@@ -489,7 +489,7 @@ def _theorem(name: str, property: str, statement: str, check: Callable[[Case], f
         run_examples(budget, tally, cases(name), check, 15, 100)
 
     over = f"float64, random parameters, {len(VARIANTS.get(name, ({},)))} configurations, B to 3, T to 12"
-    return Theorem(f"mixers/{name}/{property}", statement, over, "property", run)
+    return Theorem(f"mixers/{name}/{property}", statement, over, {"property": run})
 
 
 def theorems() -> Collection:
@@ -509,8 +509,7 @@ def theorems() -> Collection:
                 "On real text, prefill, prefill in pieces and decoding token by token are the same, to 1e-4 "
                 "in float32.",
                 "English prose, bytes embedded at random, two layers with residual connections",
-                "text",
-                _on_text(name),
+                {"text": _on_text(name)},
             )
         )
     return found

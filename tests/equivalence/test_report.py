@@ -12,16 +12,13 @@ import pytest
 from mixerzoo.equivalence import cli, report
 from mixerzoo.equivalence.figures import FIGURES
 from mixerzoo.equivalence.figures.plan import Inputs
-from mixerzoo.equivalence.theorem import Outcome
+from mixerzoo.equivalence.theorem import EvidenceOutcome, Outcome
 from mixerzoo.mixers.registry import REGISTRY
 
 
-def outcome(name: str, statement: str, evidence: str, **given: Any) -> Outcome:
-    return Outcome(
-        **{"name": name, "statement": statement, "evidence": evidence, "over": "T < 9", "passed": True}
-        | {"cases": 10, "seconds": 0.1}
-        | given
-    )
+def outcome(name: str, statement: str, kind: str, **given: Any) -> Outcome:
+    found: dict[str, Any] = {"kind": kind, "passed": True, "cases": 10, "seconds": 0.1} | given
+    return Outcome(name, statement, "T < 9", (EvidenceOutcome(**found),))
 
 
 HELD = outcome("forms/chunk", "Chunk < recurrent & equal to `it`.", "exact", bound=7e-16)
