@@ -1,0 +1,130 @@
+"""The verdict: every property of a target, looked at case by case."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .finding import AGREE, DISAGREE, PROPERTIES, UNSUPPORTED, Finding
+from .properties import CHECKS
+from .properties.gradients import NoGradients
+from .subject import Case, Subject, Unsupported
+
+# A target that says no is not wrong. What it raises otherwise, it did not expect.
+REFUSALS = (Unsupported, NotImplementedError, ValueError, NoGradients)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A name, and for each property the subjects that show it (several configurations of one thing, say)."""
+
+    name: str
+    subjects: Callable[[str], Sequence[Subject]]
+
+
+@dataclass
+class _Seen:
+    """What the cases of one subject came to."""
+
+    cases: int = 0
+    worst: float = 0.0
+    failed: tuple[Case, float, str] | None = None
+    refused: str = ""
+    raised: bool = False
+    others: list[str] = field(default_factory=list)
+
+
+def _look(subject: Subject, name: str) -> _Seen:
+    seen = _Seen()
+    if name in subject.unsupported:
+        seen.refused = subject.unsupported[name]
+        return seen
+    cases = iter(CHECKS[name](subject))
+    while True:
+        case = None
+        try:
+            case, measure = next(cases)
+            error, accepted = measure()
+        except StopIteration:
+            return seen
+        except REFUSALS as e:
+            seen.refused = str(e) if isinstance(e, (Unsupported, NoGradients)) else f"raises {_said(e)}"
+            if case is None:
+                return seen
+        except Exception as e:
+            if case is None:
+                raise
+            seen.cases += 1
+            seen.raised = True
+            seen.failed = seen.failed or (case, math.inf, f"raises {_said(e)}")
+        else:
+            seen.cases += 1
+            seen.worst = max(seen.worst, error)
+            if not error <= accepted and seen.failed is None:
+                what = "another shape, or not finite" if math.isinf(error) else f"{error:.2g}"
+                seen.failed = (case, error, f"difference {what} (accepted {accepted:.1g})")
+
+
+def _said(e: BaseException) -> str:
+    first = str(e).strip().splitlines()
+    return f"{type(e).__name__}: {first[0][:160]}" if first else type(e).__name__
+
+
+def examine(target: Target, name: str) -> Finding:
+    """One property of one target.
+
+    Raises:
+        KeyError: there is no such property.
+    """
+    worst, refused = 0.0, ""
+    agreed = 0
+    for subject in target.subjects(name):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            seen = _look(subject, name)
+        if seen.failed is not None:
+            case, _, what = seen.failed
+            told = ", ".join(filter(None, (str(case), subject.describe(case))))
+            largest = seen.worst if math.isfinite(seen.worst) else None
+            more = f"; largest of {seen.cases} cases {largest:.2g}" if largest and seen.cases > 1 else ""
+            measured = None if largest == 0 and seen.raised else largest
+            return Finding(
+                target.name, name, DISAGREE, measured, f"{told}: {what}{more}", subject.snippet(case)
+            )
+        if seen.cases:
+            agreed += seen.cases
+            worst = max(worst, seen.worst)
+        else:
+            refused = refused or seen.refused or "nothing could be compared"
+    if not agreed:
+        return Finding(target.name, name, UNSUPPORTED, None, refused or "nothing to look at")
+    return Finding(target.name, name, AGREE, worst, f"{agreed} cases")
+
+
+def audit(
+    targets: Iterable[Target],
+    properties: Sequence[str] = tuple(PROPERTIES),
+    progress: Callable[[str, str], None] | None = None,
+) -> list[Finding]:
+    """Every property of every target, in this order.
+
+    Args:
+        targets: what to look at: see `mixerzoo.equivalence.audit.targets`.
+        properties: names out of `PROPERTIES`.
+        progress: called before each with the target's name and the property's.
+
+    Raises:
+        ValueError: a property has another name.
+    """
+    for name in properties:
+        if name not in PROPERTIES:
+            raise ValueError(f"properties: {name!r} is not one; accepted: {', '.join(PROPERTIES)}")
+    findings = []
+    for target in targets:
+        for name in properties:
+            if progress is not None:
+                progress(target.name, name)
+            findings.append(examine(target, name))
+    return findings

@@ -1,0 +1,66 @@
+"""What rows and sequences have to do with each other: nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from ..subject import Case, Subject, in_time, relative, rows_of
+from .common import Cases, exact, largest, run_pieces, whole
+
+
+def packed(s: Subject) -> Cases:
+    """Sequences one after the other in one row, their lengths given."""
+    for sequences in ((2, 2), (3, 5), (4, 1, 9, 6)):
+        case = Case("packed", 1, sum(sequences), sequences=sequences)
+
+        def measure(case: Case = case) -> float:
+            x = s.inputs(1, case.length, case.seed)
+            found = s.run(x, sequences=case.sequences, keep=False)[0]
+            apart, start = [], 0
+            for n in case.sequences:
+                apart.append(whole(s, in_time(x, start, start + n)))
+                start += n
+            return relative(found, torch.cat(apart, 1))
+
+        yield case, exact(s, measure)
+
+
+def batch(s: Subject) -> Cases:
+    """Each row as if it were alone, at once and token by token."""
+    for rows, T in ((2, s.lengths[0]), (3, s.lengths[-1])):
+        for pieces in ((T,), (T - 2, 1, 1)):
+            case = Case("batch", rows, T, pieces)
+
+            def measure(case: Case = case) -> float:
+                x = s.inputs(case.rows, case.length, case.seed)
+                found = run_pieces(s, x, case.pieces)[0] if len(case.pieces) > 1 else whole(s, x)
+                alone = [
+                    run_pieces(s, rows_of(x, b), case.pieces)[0]
+                    if len(case.pieces) > 1
+                    else whole(s, rows_of(x, b))
+                    for b in range(case.rows)
+                ]
+                return relative(found, torch.cat(alone))
+
+            yield case, exact(s, measure)
+
+
+def interleaved(s: Subject) -> Cases:
+    """Two sequences by turns, each with its own state, and each on its own."""
+    for T in s.lengths[:3]:
+        pieces = (T - 2, 1, 1)
+        case = Case("interleaved", 1, T, pieces, label="two sequences by turns")
+
+        def measure(case: Case = case) -> float:
+            both = [s.inputs(1, case.length, case.seed + i) for i in range(2)]
+            alone = [run_pieces(s, x, case.pieces)[0] for x in both]
+            states, outputs = [None, None], [[], []]  # type: ignore[var-annotated]
+            start = 0
+            for n in case.pieces:
+                for i, x in enumerate(both):
+                    y, states[i] = s.run(in_time(x, start, start + n), states[i])
+                    outputs[i].append(y)
+                start += n
+            return largest([(torch.cat(y, 1), a) for y, a in zip(outputs, alone, strict=True)])
+
+        yield case, exact(s, measure)
