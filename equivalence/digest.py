@@ -36,6 +36,9 @@ class Digest:
         elif isinstance(value, np.ndarray) and value.dtype != object:
             self._put(f"{value.dtype}{list(value.shape)}")
             self._hash.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, np.ndarray):  # of Python's own numbers
+            self._put(f"object{list(value.shape)}")
+            self.add(value.reshape(-1).tolist())
         elif value is None or isinstance(value, (bool, int, str)):
             self._put(repr(value))
         elif isinstance(value, float):

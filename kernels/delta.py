@@ -75,7 +75,7 @@ def scores(c: Slice, order: Order) -> Array:
 
 
 def _wide(x: Array) -> Array:
-    return x.double() if isinstance(x, torch.Tensor) else x
+    return x.double() if hasattr(x, "dtype") else x  # field elements have none
 
 
 def solve(L: Array, b: Array, transposed: bool = False) -> Array:
@@ -84,7 +84,7 @@ def solve(L: Array, b: Array, transposed: bool = False) -> Array:
         x = torch.linalg.solve_triangular(L.mT, _wide(b), upper=True, unitriangular=True)
     else:
         x = torch.linalg.solve_triangular(L, _wide(b), upper=False, unitriangular=True)
-    return x.to(b.dtype) if isinstance(b, torch.Tensor) else x
+    return x.to(b.dtype) if hasattr(b, "dtype") else x
 
 
 def _reads(c: Slice) -> tuple[Slice, Order]:
