@@ -26,13 +26,21 @@ class Subject:
         name: of the target, as the report has it.
         unsupported: properties outside the target's contract, each with the reason.
         lengths: of sequences, ascending: the first at which a property fails is the example.
+        multiple: pieces of more than one token have lengths that are multiples of it.
         tolerance: relative differences up to it are agreement, where calls are compared `exactly`.
+        slopes: the step of finite differences, and the relative difference of a slope that is agreement.
     """
 
     name: str
     unsupported: Mapping[str, str] = {}
     lengths: tuple[int, ...] = (3, 5, 9, 20)
+    multiple: int = 1
     tolerance: float = 1e-9
+    slopes: tuple[float, float] = (1e-5, 1e-5)
+
+    def whole_pieces(self, length: int) -> int:
+        """The next multiple."""
+        return -(-length // self.multiple) * self.multiple
 
     def inputs(self, rows: int, length: int, seed: int) -> Inputs:
         """Random inputs: the same for the same arguments."""

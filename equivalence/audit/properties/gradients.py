@@ -10,8 +10,6 @@ from torch import Tensor
 from ..subject import Case, Inputs, Subject, in_time
 from .common import Cases, Measured, whole
 
-STEP = 1e-5
-TOLERANCE = 1e-5  # of the largest derivative: central differences have 1e-9 or so
 SMALL = 1e-3  # a derivative this much smaller than the largest is measured against that
 
 
@@ -25,7 +23,7 @@ def _weights(like: Tensor) -> Tensor:
 
 
 def _slopes(
-    loss: Callable[[], Tensor], leaves: dict[str, Tensor], backward: bool = True
+    loss: Callable[[], Tensor], leaves: dict[str, Tensor], step: float
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Along one random direction for each leaf: by autograd, and by central differences."""
     directions = {n: _weights(x) for n, x in leaves.items()}
@@ -50,10 +48,10 @@ def _slopes(
         for n, x in leaves.items():
             kept, ends = x.clone(), []
             for sign in (1, -1):
-                x.copy_(kept + sign * STEP * directions[n])
+                x.copy_(kept + sign * step * directions[n])
                 ends.append(float(loss()))
             x.copy_(kept)
-            numeric[n] = (ends[0] - ends[1]) / (2 * STEP)
+            numeric[n] = (ends[0] - ends[1]) / (2 * step)
     return analytic, numeric
 
 
@@ -87,17 +85,18 @@ def gradients(s: Subject) -> Cases:
                 return (y * _weights(y)).sum()
 
             with copy.exactly():
-                return _worst(*_slopes(loss, _leaves(copy, x))), TOLERANCE
+                step, accepted = copy.slopes
+                return _worst(*_slopes(loss, _leaves(copy, x), step)), accepted
 
         yield case, measure
 
 
 def state_gradients(s: Subject) -> Cases:
     """Of a loss on the outputs after the state, and of one on the state itself, by what came before."""
-    for T in (4, 9):
-        for label in ("a loss on the outputs after the state", "a loss on the state"):
-            pieces = (T - 1, 1) if "outputs" in label else (T,)
-            case = Case("state_gradients", 2, T, pieces, label=label)
+    outputs, state = "a loss on the outputs after the state", "a loss on the state"
+    for n in (s.whole_pieces(3), s.whole_pieces(8)):
+        for pieces, label in (((n, 1), outputs), ((n, s.whole_pieces(4)), outputs), ((n,), state)):
+            case = Case("state_gradients", 2, sum(pieces), pieces, label=label)
 
             def measure(case: Case = case) -> Measured:
                 copy = s.at(torch.float64)
@@ -116,6 +115,7 @@ def state_gradients(s: Subject) -> Cases:
 
                 leaves = {n: y for n, y in early.items() if y.is_floating_point()} or _leaves(copy, early)
                 with copy.exactly():
-                    return _worst(*_slopes(loss, leaves)), TOLERANCE
+                    step, accepted = copy.slopes
+                    return _worst(*_slopes(loss, leaves, step)), accepted
 
             yield case, measure

@@ -21,7 +21,7 @@ def decode(s: Subject) -> Cases:
     """One token at a time, from the beginning and after a prompt."""
     splits: list[tuple[int, ...]] = []
     for T in s.lengths:
-        first = max(T // 2, 1)
+        first = max(T // 2 // s.multiple, 1) * s.multiple
         splits += [(first, *[1] * (T - first)), (1,) * T]
     yield from _cases(s, "decode", splits)
 
@@ -30,7 +30,9 @@ def chunked_prefill(s: Subject) -> Cases:
     """In pieces of more than one token: even, ragged, and shorter than a convolution."""
     splits: list[tuple[int, ...]] = []
     for T in (n for n in s.lengths if n > 3):
-        splits += [(2, T - 2), (T - 2, 2)]
-        if T > 8:
-            splits += [(T // 3, T // 3, T - 2 * (T // 3)), (T // 2, 1, T - T // 2 - 1)]
+        few = s.whole_pieces(2)
+        third = T // 3 // s.multiple * s.multiple
+        splits += [(few, T - few), (T - few, few)] if T > few else []
+        if T > 8 and third > 1:
+            splits += [(third, third, T - 2 * third)]
     yield from _cases(s, "chunked_prefill", splits)

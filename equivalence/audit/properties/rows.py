@@ -10,7 +10,8 @@ from .common import Cases, exact, largest, run_pieces, whole
 
 def packed(s: Subject) -> Cases:
     """Sequences one after the other in one row, their lengths given."""
-    for sequences in ((2, 2), (3, 5), (4, 1, 9, 6)):
+    for short in ((2, 2), (3, 5), (4, 1, 9, 6)):
+        sequences = tuple(map(s.whole_pieces, short))
         case = Case("packed", 1, sum(sequences), sequences=sequences)
 
         def measure(case: Case = case) -> float:
@@ -28,8 +29,9 @@ def packed(s: Subject) -> Cases:
 def batch(s: Subject) -> Cases:
     """Each row as if it were alone, at once and token by token."""
     for rows, T in ((2, s.lengths[0]), (3, s.lengths[-1])):
-        for pieces in ((T,), (T - 2, 1, 1)):
-            case = Case("batch", rows, T, pieces)
+        first = max((T - 2) // s.multiple * s.multiple, s.multiple)
+        for pieces in ((T,), (first, 1, 1)):
+            case = Case("batch", rows, sum(pieces), pieces)
 
             def measure(case: Case = case) -> float:
                 x = s.inputs(case.rows, case.length, case.seed)
@@ -48,8 +50,18 @@ def batch(s: Subject) -> Cases:
 def interleaved(s: Subject) -> Cases:
     """Two sequences by turns, each with its own state, and each on its own."""
     for T in s.lengths[:3]:
-        pieces = (T - 2, 1, 1)
-        case = Case("interleaved", 1, T, pieces, label="two sequences by turns")
+        case = Case("interleaved", 1, T, label="a sequence again, after another")
+
+        def again(case: Case = case) -> float:
+            first, other = (s.inputs(1, case.length, case.seed + i) for i in range(2))
+            expected = whole(s, first)
+            whole(s, other)
+            return relative(whole(s, first), expected)
+
+        yield case, exact(s, again)
+        first = max((T - 2) // s.multiple * s.multiple, s.multiple)
+        pieces = (first, 1, 1)
+        case = Case("interleaved", 1, sum(pieces), pieces, label="two sequences by turns")
 
         def measure(case: Case = case) -> float:
             both = [s.inputs(1, case.length, case.seed + i) for i in range(2)]
