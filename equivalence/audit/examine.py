@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from .finding import AGREE, DISAGREE, PROPERTIES, UNSUPPORTED, Finding
 from .properties import CHECKS
+from .properties.common import Wrong
 from .properties.gradients import NoGradients
 from .subject import Case, Subject, Unsupported
 
@@ -53,6 +54,11 @@ def _look(subject: Subject, name: str) -> _Seen:
             seen.refused = str(e) if isinstance(e, (Unsupported, NoGradients)) else f"raises {_said(e)}"
             if case is None:
                 return seen
+        except Wrong as e:
+            assert case is not None
+            seen.cases += 1
+            seen.raised = True
+            seen.failed = seen.failed or (case, math.inf, str(e))
         except Exception as e:
             if case is None:
                 raise

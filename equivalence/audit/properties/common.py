@@ -16,6 +16,10 @@ Measured = tuple[float, float]
 Cases = Iterator[tuple[Case, Callable[[], Measured]]]
 
 
+class Wrong(Exception):
+    """What is found cannot be compared; the message says what it is."""
+
+
 def run_pieces(
     s: Subject, inputs: Inputs, sizes: Sequence[int], mask: Tensor | None = None, state: Any = None
 ) -> tuple[Tensor, Any]:

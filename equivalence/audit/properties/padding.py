@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..subject import Case, Inputs, Subject, relative, rows_of
-from .common import Cases, exact, run_pieces, whole
+from .common import Cases, exact, run_pieces
 
 FOLLOWING = 2  # tokens, one by one
 
@@ -21,11 +21,14 @@ def _measure(s: Subject, case: Case) -> float:
     x = s.inputs(case.rows, case.length, case.seed)
     mask = torch.ones(case.rows, case.length, dtype=torch.bool)
     mask[0, case.padding[0] : case.padding[1]] = False
-    found = run_pieces(s, x, case.pieces, mask)[0] if len(case.pieces) > 1 else s.run(x, None, mask)[0]
+    found = run_pieces(s, x, case.pieces, mask)[0]
     if found.shape[:2] != mask.shape:
         return float("inf")
-    other = relative(found[1:], torch.cat([whole(s, rows_of(x, b)) for b in range(1, case.rows)]))
-    return max(other, relative(found[:1, mask[0]], whole(s, _without(x, case))))
+    # Alone they are called in the same pieces: what a piece is by itself is not the question here.
+    first = int(mask[0, : case.pieces[0]].sum())
+    alone = run_pieces(s, _without(x, case), (first, *case.pieces[1:]))[0]
+    other = run_pieces(s, rows_of(x, 1), case.pieces)[0]
+    return max(relative(found[1:], other), relative(found[:1, mask[0]], alone))
 
 
 def _cases(s: Subject, name: str) -> Cases:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..subject import Case, Inputs, Subject, relative
-from .common import Cases, Measured, run_pieces, whole
+from .common import Cases, Measured, Wrong, run_pieces, whole
 
 FLOAT64 = 1e-11  # a few hundred roundings of float64, far below one of float32
 BUDGET = 16  # roundings of every input and weight that a result may be off by
@@ -26,7 +26,7 @@ def fp64(s: Subject) -> Cases:
                 with s.exactly():
                     expected = whole(s, x)
             if found.dtype != torch.float64:
-                return float("inf"), FLOAT64
+                raise Wrong(f"of float64 inputs, outputs are {str(found.dtype).removeprefix('torch.')}")
             return relative(found, expected), FLOAT64
 
         yield case, measure

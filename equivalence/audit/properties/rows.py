@@ -49,7 +49,7 @@ def batch(s: Subject) -> Cases:
 
 def interleaved(s: Subject) -> Cases:
     """Two sequences by turns, each with its own state, and each on its own."""
-    for T in s.lengths[:3]:
+    for T in s.lengths[1:3]:
         case = Case("interleaved", 1, T, label="a sequence again, after another")
 
         def again(case: Case = case) -> float:
