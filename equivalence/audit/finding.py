@@ -22,7 +22,7 @@ PROPERTIES = {
     "low_precision": "in bfloat16, errors are a few times what rounding inputs and weights costs",
     "gradients": "gradients of inputs and weights are the slopes that finite differences find",
     "state_gradients": "gradients pass through the state, into it and out of it",
-    "decay_extremes": "with decays at both ends, results are finite and as exact as their inputs",
+    "decay_extremes": "with decays at both ends, results and gradients are finite, and the results right",
 }
 
 

@@ -29,6 +29,7 @@ class Subject:
         multiple: pieces of more than one token have lengths that are multiples of it.
         tolerance: relative differences up to it are agreement, where calls are compared `exactly`.
         slopes: the step of finite differences, and the relative difference of a slope that is agreement.
+        digits: relative errors of float32 that decays at their ends may cost, whatever inputs are worth.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Subject:
     lengths: tuple[int, ...] = (3, 5, 9, 20)
     multiple: int = 1
     tolerance: float = 1e-9
+    digits: float = 0.0
     slopes: tuple[float, float] = (1e-5, 1e-5)
 
     def whole_pieces(self, length: int) -> int:

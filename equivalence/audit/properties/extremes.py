@@ -8,21 +8,18 @@ from ..subject import Case, Extreme, Subject
 from .common import Cases, Measured, Wrong, whole
 from .precision import error_and_budget
 
-# What is lost up to here are digits; beyond, results are wrong in any precision that models are run in.
-DIGITS = 2.0**-8
-
 
 def decay_extremes(s: Subject) -> Cases:
-    """float32 within its budget, or that of bfloat16 if it is more, and gradients that are finite."""
+    """float32 within its budget, or what digits the subject may lose, and gradients that are finite."""
     for e in s.extremes():
         length = next(iter(e.inputs.values())).shape[1]
         case = Case("decay_extremes", 1, length, label=e.label)
 
         def measure(e: Extreme = e) -> Measured:
             error, budget = error_and_budget(e.subject, e.inputs, torch.float32, whole)
-            if error <= budget:
+            if error <= max(budget, e.subject.digits):
                 _finite_gradients(e)
-            return error, budget
+            return error, max(budget, e.subject.digits)
 
         yield case, measure
 

@@ -28,7 +28,7 @@ def packed(s: Subject) -> Cases:
 
 def batch(s: Subject) -> Cases:
     """Each row as if it were alone, at once and token by token."""
-    for rows, T in ((2, s.lengths[0]), (3, s.lengths[-1])):
+    for rows, T in ((2, s.lengths[1]), (3, s.lengths[-1])):
         first = max((T - 2) // s.multiple * s.multiple, s.multiple)
         for pieces in ((T,), (first, 1, 1)):
             case = Case("batch", rows, sum(pieces), pieces)
