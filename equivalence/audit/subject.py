@@ -38,7 +38,7 @@ class Subject:
     multiple: int = 1
     tolerance: float = 1e-9
     digits: float = 0.0
-    slopes: tuple[float, float] = (1e-5, 1e-5)
+    slopes: tuple[float, float] = (1e-4, 1e-5)
 
     def whole_pieces(self, length: int) -> int:
         """The next multiple."""
