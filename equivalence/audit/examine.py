@@ -99,14 +99,13 @@ def examine(target: Target, name: str) -> Finding:
             return Finding(
                 target.name, name, DISAGREE, measured, f"{told}: {what}{more}", subject.snippet(case)
             )
-        if seen.cases:
-            agreed += seen.cases
-            worst = max(worst, seen.worst)
-        else:
-            refused = refused or seen.refused or "nothing could be compared"
+        agreed += seen.cases
+        worst = max(worst, seen.worst)
+        refused = refused or seen.refused or ("" if seen.cases else "nothing could be compared")
     if not agreed:
         return Finding(target.name, name, UNSUPPORTED, None, refused or "nothing to look at")
-    return Finding(target.name, name, AGREE, worst, f"{agreed} cases")
+    told = f"{agreed} cases" + (f"; others it does not take: {refused}" if refused else "")
+    return Finding(target.name, name, AGREE, worst, told)
 
 
 def audit(

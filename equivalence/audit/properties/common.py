@@ -20,10 +20,10 @@ class Wrong(Exception):
     """What is found cannot be compared; the message says what it is."""
 
 
-def run_pieces(
+def each_piece(
     s: Subject, inputs: Inputs, sizes: Sequence[int], mask: Tensor | None = None, state: Any = None
-) -> tuple[Tensor, Any]:
-    """Outputs of all pieces, one after the other, and the state after the last."""
+) -> tuple[list[Tensor], Any]:
+    """Outputs of the pieces, one after the other, and the state after the last."""
     outputs, start = [], 0
     for size in sizes:
         stop = start + size
@@ -31,7 +31,23 @@ def run_pieces(
         y, state = s.run(in_time(inputs, start, stop), state, seen)
         outputs.append(y)
         start = stop
-    return torch.cat(outputs, 1) if len({y.shape[0] for y in outputs}) == 1 else outputs[-1], state
+    return outputs, state
+
+
+def run_pieces(
+    s: Subject, inputs: Inputs, sizes: Sequence[int], mask: Tensor | None = None, state: Any = None
+) -> tuple[Tensor, Any]:
+    """Outputs of all pieces as one tensor, and the state after the last.
+
+    Raises:
+        Wrong: outputs have another shape than their inputs.
+    """
+    outputs, state = each_piece(s, inputs, sizes, mask, state)
+    rows = len(next(iter(inputs.values())))
+    for y, size in zip(outputs, sizes, strict=True):
+        if y.shape[:2] != (rows, size):
+            raise Wrong(f"outputs of {rows} rows of {size} tokens have shape {list(y.shape)}")
+    return torch.cat(outputs, 1), state
 
 
 def whole(s: Subject, inputs: Inputs) -> Tensor:

@@ -22,7 +22,8 @@ def decode(s: Subject) -> Cases:
     splits: list[tuple[int, ...]] = []
     for T in s.lengths:
         first = max(T // 2 // s.multiple, 1) * s.multiple
-        splits += [(first, *[1] * (T - first)), (1,) * T]
+        splits += [(first, *[1] * (T - first))] if first < T else []
+        splits.append((1,) * T)
     yield from _cases(s, "decode", splits)
 
 
@@ -32,7 +33,7 @@ def chunked_prefill(s: Subject) -> Cases:
     for T in (n for n in s.lengths if n > 3):
         few = s.whole_pieces(2)
         third = T // 3 // s.multiple * s.multiple
-        splits += [(few, T - few), (T - few, few)] if T > few else []
+        splits += [(few, T - few), (T - few, few)] if few < T else []
         if T > 8 and third > 1:
             splits += [(third, third, T - 2 * third)]
     yield from _cases(s, "chunked_prefill", splits)

@@ -63,11 +63,21 @@ def error_and_budget(
     rounded = {n: y.to(dtype) if y.is_floating_point() else y for n, y in x.items()}
     wide = {n: y.double() if y.is_floating_point() else y for n, y in rounded.items()}
     with torch.no_grad():
-        found = outputs(low, rounded)
+        found = _finite(outputs(low, rounded), dtype)
         with exact.exactly():
-            expected = outputs(exact, wide)
+            expected = _finite(outputs(exact, wide), torch.float64)
             cost = rounding_cost(exact, wide, torch.finfo(dtype).eps, outputs)
     return relative(found, expected), BUDGET * max(cost, torch.finfo(dtype).eps)
+
+
+def _finite(outputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """
+    Raises:
+        Wrong: they are not.
+    """
+    if not bool(outputs.isfinite().all()):
+        raise Wrong(f"in {str(dtype).removeprefix('torch.')}, outputs are not finite")
+    return outputs
 
 
 def low_precision(s: Subject) -> Cases:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..subject import Case, Subject, in_time, relative, rows_of
-from .common import Cases, exact, largest, run_pieces, whole
+from .common import Cases, each_piece, exact, largest, run_pieces, whole
 
 
 def packed(s: Subject) -> Cases:
@@ -28,21 +28,20 @@ def packed(s: Subject) -> Cases:
 
 def batch(s: Subject) -> Cases:
     """Each row as if it were alone, at once and token by token."""
-    for rows, T in ((2, s.lengths[1]), (3, s.lengths[-1])):
+    for rows, T in ((2, s.lengths[:2][-1]), (3, s.lengths[-1])):
         first = max((T - 2) // s.multiple * s.multiple, s.multiple)
         for pieces in ((T,), (first, 1, 1)):
             case = Case("batch", rows, sum(pieces), pieces)
 
             def measure(case: Case = case) -> float:
                 x = s.inputs(case.rows, case.length, case.seed)
-                found = run_pieces(s, x, case.pieces)[0] if len(case.pieces) > 1 else whole(s, x)
-                alone = [
-                    run_pieces(s, rows_of(x, b), case.pieces)[0]
-                    if len(case.pieces) > 1
-                    else whole(s, rows_of(x, b))
-                    for b in range(case.rows)
-                ]
-                return relative(found, torch.cat(alone))
+                every = [x, *(rows_of(x, b) for b in range(case.rows))]
+                if len(case.pieces) > 1:
+                    found, *alone = (each_piece(s, y, case.pieces)[0] for y in every)
+                else:
+                    found, *alone = ([whole(s, y)] for y in every)
+                # Piece by piece: the outputs of one may have another shape.
+                return largest([(y, torch.cat(apart)) for y, *apart in zip(found, *alone, strict=True)])
 
             yield case, exact(s, measure)
 

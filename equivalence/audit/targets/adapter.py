@@ -58,7 +58,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor in a kernel's result. `at` is the way to it, (0,) for the first of a tuple, () for all of it."""
+    """A tensor in a kernel's result. `at` is the way to it: (0,) the first of a tuple, () all of it."""
 
     shape: str
     at: tuple[int | str, ...] = (0,)
@@ -70,11 +70,13 @@ class State(Output):
 
     Attributes:
         part: its place where the argument takes a tuple.
+        needed: whether zeros have to be given at the beginning.
     """
 
     at: tuple[int | str, ...] = (1,)
     argument: str | None = "initial_state"
     part: int | None = None
+    needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Adapter:
         step_adapter: of that kernel, if it is not this one.
         dtypes: of the tensors it takes, by its own word.
         device: it computes on.
+        tolerance: relative differences that its own accuracy makes, of an iteration that is cut off, say.
         unsupported: properties that it documents as outside its contract, each with where it says so.
         guessed: what was not given but guessed, for the report.
     """
@@ -114,6 +117,7 @@ class Adapter:
     step_adapter: Adapter | None = None
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16")
     device: str = "cpu"
+    tolerance: float | None = None
     unsupported: Mapping[str, str] = field(default_factory=dict)
     guessed: str = ""
 

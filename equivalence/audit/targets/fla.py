@@ -1,4 +1,4 @@
-"""flash-linear-attention: its references in PyTorch, which run on a CPU, and where there is a GPU its kernels."""
+"""flash-linear-attention: its references in PyTorch, which run on a CPU, and with a GPU its kernels."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def _target(name: str, found: Callable[[], Any], adapter: Adapter, called: str) 
     return kernel(name, function, adapter, called)
 
 
-def _all(table: Mapping[str, Adapter], module: Callable[[str], Any], file: Callable[[str], Path]) -> list[Target]:
+def _all(
+    table: Mapping[str, Adapter], module: Callable[[str], Any], file: Callable[[str], Path]
+) -> list[Target]:
     found = []
     for text, adapter in table.items():
         where, name = text.split(":")

@@ -115,13 +115,11 @@ _mesa_exact = Adapter(
 )
 _mesa_step = replace(
     _mesa_exact,
-    arguments={
-        n: replace(a, shape=a.shape.replace("B T", "B")) for n, a in _mesa.items()
-    },
+    arguments={n: replace(a, shape=a.shape.replace("B T", "B")) for n, a in _mesa.items()},
     output=Output("B H D"),
     state=(
-        State("B H D D2", at=(1,), argument="prev_h_kk"),
-        State("B H D D2", at=(2,), argument="prev_h_kv"),
+        State("B H D D2", at=(1,), argument="prev_h_kk", needed=True),
+        State("B H D D2", at=(2,), argument="prev_h_kv", needed=True),
     ),
 )
 _hgrn = Adapter(
@@ -224,9 +222,7 @@ REFERENCES: dict[str, Adapter] = {
         _gated, constants=CHUNKS, step="naive_recurrent_gated_delta_rule"
     ),
     "kda.naive:naive_recurrent_kda": _kda,
-    "kda.naive:naive_chunk_kda": replace(
-        _kda, constants=CHUNKS, multiple=4, step="naive_recurrent_kda"
-    ),
+    "kda.naive:naive_chunk_kda": replace(_kda, constants=CHUNKS, multiple=4, step="naive_recurrent_kda"),
     "gdn2.naive:naive_recurrent_gdn2": _gdn2,
     "gdn2.naive:naive_chunk_gdn2": replace(_gdn2, constants=CHUNKS, step="naive_recurrent_gdn2"),
     "comba.naive:naive_recurrent_comba": _comba,
@@ -253,6 +249,7 @@ REFERENCES: dict[str, Adapter] = {
         multiple=4,
         step="naive_mesa_net_decoding_one_step",
         step_adapter=_mesa_step,
+        tolerance=1e-3,  # conjugate gradients, with 1e-5 added to their denominators
     ),
     "rwkv6.recurrent_naive:naive_recurrent_rwkv6": _rwkv6,
     "rwkv6.chunk_naive:naive_chunk_rwkv6": replace(
@@ -267,7 +264,12 @@ REFERENCES: dict[str, Adapter] = {
     ),
     "hgrn.naive:naive_recurrent_hgrn": _hgrn,
     "hgrn.naive:naive_chunk_hgrn": replace(
-        _hgrn, constants=CHUNKS, multiple=4, step="naive_recurrent_hgrn"
+        _hgrn,
+        constants={**KEEPS, "chunk_size": 64},
+        multiple=64,
+        lengths=(64,),
+        step="naive_recurrent_hgrn",
+        unsupported={"chunked_prefill": "it takes one chunk: its view of g is [B, chunk_size, D]"},
     ),
     "gsa.naive:naive_recurrent_gsa": _slots,
     "abc.naive:naive_recurrent_abc": _abc,

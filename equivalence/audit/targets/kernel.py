@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +17,16 @@ from torch import Tensor
 from ..examine import Target
 from ..properties.precision import rounding_cost
 from ..subject import Case, Extreme, Inputs, Subject, Unsupported, relative
-from .adapter import DECAYS, Adapter, from_time_second, letters, to_time_second
+from .adapter import DECAYS, DTYPES, Adapter, dims, from_time_second, letters, to_time_second
 from .float64 import Float64
 from .load import TargetError, load
 
 WEIGHTS_SEED = 1
-# Of a kernel that does not compute in float64: differences up to so many roundings of its inputs are rounding.
+# Without float64, differences up to so many roundings of the inputs are rounding.
 ROUNDINGS = 64
+DTYPE_COMPLAINT = re.compile(
+    r"scalar type|dtype|data type|\b(float64|float32|bfloat16|float16|double|half)\b", re.IGNORECASE
+)
 
 
 class NoState:
@@ -39,6 +43,7 @@ class KernelSubject(Subject):
         called: how it is imported, for snippets: "package.module:name".
         dtype: what tensors are given in.
         weights: its constants; None: drawn.
+        copies: whether it is given tensors of its own, which it may write to.
     """
 
     def __init__(
@@ -49,9 +54,10 @@ class KernelSubject(Subject):
         called: str = "",
         dtype: torch.dtype = torch.float64,
         weights: Mapping[str, Tensor] | None = None,
+        copies: bool = True,
     ) -> None:
         self.name, self.function, self.adapter, self.called = name, function, adapter, called
-        self.dtype = dtype
+        self.dtype, self.copies = dtype, copies
         self.unsupported = adapter.unsupported
         self.multiple = adapter.multiple
         self.lengths = tuple(sorted({-(-n // adapter.multiple) * adapter.multiple for n in adapter.lengths}))
@@ -119,19 +125,30 @@ class KernelSubject(Subject):
             else:
                 x = self.weights[name]
             given[name] = self._given(x, argument.at_least)
-        given |= self._state(a, state) | self._mask(a, mask) | self._packed(a, sequences)
-        result = function(**given)
+        given |= self._state(a, state, first.shape[0]) | self._mask(a, mask) | self._packed(a, sequences)
+        result = self._call(function, a, given)
         return self._output(a, result, first.shape[0], T), self._after(a, result) if keep else None
 
-    def _given(self, x: Tensor, at_least: str | None = None) -> Tensor:
-        if not x.is_floating_point():
-            return x.to(self.adapter.device)
-        dtype = self.dtype if at_least is None else torch.promote_types(self.dtype, getattr(torch, at_least))
-        return x.to(self.adapter.device, dtype)
+    def _call(self, function: Callable[..., Any], a: Adapter, given: dict[str, Any]) -> Any:
+        """In other precisions than float32, a complaint about dtypes is a refusal."""
+        try:
+            return function(**given)
+        except (RuntimeError, TypeError, AssertionError) as e:
+            named = str(self.dtype).removeprefix("torch.")
+            if self.dtype != torch.float32 and DTYPE_COMPLAINT.search(str(e)):
+                raise Unsupported(f"given {named} it raises {type(e).__name__}: {str(e).splitlines()[0]}") from e
+            raise
 
-    def _state(self, a: Adapter, state: Any) -> dict[str, Any]:
+    def _given(self, x: Tensor, at_least: str | None = None) -> Tensor:
+        dtype = self.dtype if at_least is None else torch.promote_types(self.dtype, getattr(torch, at_least))
+        x = x.to(self.adapter.device, dtype)
+        return x.clone() if self.copies else x
+
+    def _state(self, a: Adapter, state: Any, rows: int) -> dict[str, Any]:
         if state is None:
-            return {}
+            sizes = {**a.all_sizes(rows, 1)}
+            zeros = [s for s in a.state if s.needed and s.argument is not None]
+            return {str(s.argument): self._given(torch.zeros(dims(s.shape, sizes))) for s in zeros}
         if isinstance(state, NoState):
             raise Unsupported("it returns no state")
         given: dict[str, Any] = {}
@@ -200,7 +217,9 @@ class KernelSubject(Subject):
 
     @functools.cached_property
     def tolerance(self) -> float:  # type: ignore[override]
-        """1e-9; of a kernel without float64, ROUNDINGS times what rounding its inputs to float32 costs."""
+        """1e-9, or the adapter's; of a kernel without float64, ROUNDINGS times what rounding its inputs to float32 costs."""
+        if self.adapter.tolerance is not None:
+            return self.adapter.tolerance
         if self.honest:
             return Subject.tolerance
         epsilon = torch.finfo(self._widest() if self._widest() != torch.float64 else torch.float32).eps
@@ -321,9 +340,15 @@ def kernel(name: str, function: Callable[..., Any], adapter: Adapter, called: st
         TargetError: the adapter does not fit it.
     """
     adapter.check(function, name)
-    subject = KernelSubject(name, function, adapter, called)
+    dtype = getattr(torch, next(n for n in DTYPES if n in adapter.dtypes))
+    subject = KernelSubject(name, function, adapter, called, dtype)
+    # With the tensors of the caller: what is written to them shows when they are given again.
+    sharing = KernelSubject(name, function, adapter, called, dtype, copies=False)
 
     def subjects(property: str) -> Sequence[Subject]:
-        return [subject]
+        if property != "interleaved":
+            return [subject]
+        sharing.honest, sharing.tolerance = subject.honest, subject.tolerance
+        return [sharing]
 
     return Target(name, subjects)
