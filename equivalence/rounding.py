@@ -88,8 +88,10 @@ class Bounded(Element):
 
     @classmethod
     def of(cls, x: Floats, arithmetic: Arithmetic, relative: float = 0.0) -> Bounded:
-        """A number that is known exactly, or up to a relative error."""
-        return cls(x, relative * np.where(np.isfinite(x), np.abs(x), 0.0), arithmetic)
+        """Numbers (float64) that are known exactly, or up to a relative error."""
+        finite = np.where(np.isfinite(x), x, 0.0)
+        lost = np.abs(finite.astype(arithmetic.numpy) - finite)
+        return cls(x, lost + relative * np.abs(finite), arithmetic)
 
     @property
     def computed(self) -> Floats:
@@ -109,7 +111,7 @@ class Bounded(Element):
         return np.abs(self.computed).astype(np.float64) + 2 * self.error
 
     def _each(self, f: Any) -> Bounded:
-        return Bounded(*(f(x) for x in self.parts), self.arithmetic)
+        return Bounded(f(self.computed), f(self.error), self.arithmetic)
 
     def to(self, dtype: torch.dtype) -> Bounded:
         if dtype == self.dtype:
@@ -145,6 +147,8 @@ class Bounded(Element):
         return Bounded(-self.computed, self.error, self.arithmetic)
 
     def __mul__(self, y: object) -> Bounded:
+        if isinstance(y, (int, float)) and math.frexp(y)[0] in (0.5, -0.5):  # ±1, ±2, ±1/2, ...
+            return Bounded(self.computed * self.arithmetic.numpy(y), abs(y) * self.error, self.arithmetic)
         x, y, a = self._in(y, "*")
         with np.errstate(invalid="ignore"):
             value = x.computed.astype(a.numpy) * y.computed.astype(a.numpy)
@@ -161,7 +165,7 @@ class Bounded(Element):
         """As a matrix product takes it."""
         if not a.operands:
             return self
-        near = torch.from_numpy(np.ascontiguousarray(self.computed)).bfloat16().float().numpy()
+        near = torch.from_numpy(self.computed.copy()).bfloat16().float().numpy()
         return Bounded(near, _outward(self.error + a.operands * self._magnitude() + a.tiny), a)
 
     def __matmul__(self, y: object) -> Bounded:
@@ -214,13 +218,14 @@ class Bounded(Element):
 
 def _joined(xs: Any, dim: int, join: Any) -> Bounded:
     a = min((x.arithmetic for x in xs), key=lambda a: a.unit)
-    return Bounded(*(join(column, axis=dim) for column in zip(*(x.parts for x in xs), strict=True)), a)
+    value, error = (join(column, axis=dim) for column in zip(*(x.parts for x in xs), strict=True))
+    return Bounded(value, error, a)
 
 
 def _where(condition: Any, x: Bounded, y: Bounded) -> Bounded:
     x, y, a = x._in(y, "where")
     c = condition.numpy() if isinstance(condition, torch.Tensor) else condition
-    return Bounded(*(np.where(c, p, q) for p, q in zip(x.parts, y.parts, strict=True)), a)
+    return Bounded(np.where(c, x.computed, y.computed), np.where(c, x.error, y.error), a)
 
 
 def _substitute(A: Floats, b: Floats, upper: bool) -> Floats:
