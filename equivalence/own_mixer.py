@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import hypothesis.strategies as st
 
 from ..mixers import Mixer
 from .theorem import Budget, Counterexample, Tally
-from .theorems.examples import run_examples
-from .theorems.mixers import CHECKS, WIDTH, Case, check_paper, randomised
+from .theorems.examples import agree, run_examples
+from .theorems.mixers import CHECKS, WIDTH, Case, on_paper, outputs, randomised
 from .theorems.papers import Paper
 
 
@@ -51,7 +52,7 @@ def check_mixer(
 
     Returns:
         The largest relative error of each property: "streaming" (whole = any pieces = token by token, in
-        every form), "padding", "packing", "batching", "gradients" and "paper".
+        every form), "padding", "packing", "batching", "causality", "gradients" and "paper".
 
     Raises:
         Counterexample: with the smallest case found for which a property does not hold.
@@ -59,7 +60,7 @@ def check_mixer(
 
     >>> from mixerzoo.mixers import HGRN
     >>> sorted(check_mixer(HGRN, examples=3))
-    ['batching', 'gradients', 'packing', 'padding', 'streaming']
+    ['batching', 'causality', 'gradients', 'packing', 'padding', 'streaming']
     """
     first = factory(WIDTH)
     if not isinstance(first, Mixer):
@@ -79,12 +80,16 @@ def check_mixer(
         seed=st.integers(0, 999),
         make=st.just(make),
     )
-    checks: dict[str, Callable[[Case], float]] = {property: check for property, (_, check) in CHECKS.items()}
+    sides: dict[str, Any] = {property: (stated.left, stated.right) for property, stated in CHECKS.items()}
     if paper is not None:
-        checks["paper"] = functools.partial(check_paper, paper=paper)
+        sides["paper"] = outputs, functools.partial(on_paper, paper=paper)
     worst = {}
-    for property, check in checks.items():
+    for property, (left, right) in sides.items():
         tally = Tally()
+
+        def check(case: Case, left: Any = left, right: Any = right) -> float:
+            return agree(case, left(case), right(case))
+
         try:
             run_examples(Budget(seed=seed), tally, drawn, check, examples, examples)
         except Counterexample as e:

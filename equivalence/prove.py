@@ -63,12 +63,41 @@ def select(names: Iterable[str], theorems: dict[str, Theorem]) -> list[Theorem]:
     return [t for name, t in theorems.items() if name in chosen]
 
 
+def choose(names: Sequence[str] | None, kinds: Sequence[str] | None) -> tuple[list[Theorem], tuple[str, ...]]:
+    """The theorems of these names that have evidence of these kinds, and the kinds.
+
+    Raises:
+        UnknownTheorem: there are none.
+        ValueError: a kind is not one of `EVIDENCE`.
+    """
+    for kind in kinds or ():
+        if kind not in EVIDENCE:
+            raise ValueError(f"evidence is {kind!r}; accepted: {', '.join(EVIDENCE)}")
+    theorems = catalogue()
+    named = list(theorems.values()) if not names else select(names, theorems)
+    wanted = tuple(kinds or EVIDENCE)
+    chosen = [t for t in named if not t.evidence.keys().isdisjoint(wanted)]
+    if not chosen:
+        raise UnknownTheorem(f"none of these theorems has {' or '.join(wanted)} evidence")
+    return chosen, wanted
+
+
+SEEDS = 2**32
+
+
+def check_seed(argument: str, seed: int) -> None:
+    """Raise ValueError, which names the argument, unless random numbers can be made from this seed."""
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"{argument} is {seed}; accepted: from 0 to {SEEDS - 1}")
+
+
 def prove(
     names: Sequence[str] | None = None,
     quick: bool = True,
     seed: int = 0,
     text: str | Path | None = None,
     progress: Reporter | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> list[Outcome]:
     """Run theorems and return what came out, one outcome each; a failure is an outcome too.
 
@@ -78,13 +107,14 @@ def prove(
         seed: of the random points and of the examples. A run is determined by it.
         text: a file to take real text from, instead of Python's own documentation.
         progress: called before each theorem.
+        kinds: of evidence (`EVIDENCE`); None is all that there is. Theorems without any are left out.
 
     Raises:
-        UnknownTheorem: a name matches nothing.
-        OSError, ValueError: the text cannot be read, or is too short.
+        UnknownTheorem: a name matches nothing, or no theorem of these names has such evidence.
+        OSError, ValueError: the text cannot be read, or is too short; the seed or a kind is not accepted.
     """
-    theorems = catalogue()
-    chosen = list(theorems.values()) if not names else select(names, theorems)
+    chosen, kinds = choose(names, kinds)
+    check_seed("seed", seed)
     if text is not None:
         english(text)
     budget = Budget(quick, seed, None if text is None else Path(text))
@@ -96,7 +126,7 @@ def prove(
             for i, theorem in enumerate(chosen):
                 if progress is not None:
                     progress(i, len(chosen), theorem)
-                outcomes.append(theorem.run(budget))
+                outcomes.append(theorem.run(budget, kinds))
     finally:
         torch.set_num_threads(threads)
     return outcomes

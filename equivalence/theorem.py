@@ -291,13 +291,14 @@ class Theorem:
         ranges = {**self.ranges, kind: over} if over else self.ranges
         return replace(self, evidence={**self.evidence, kind: check}, ranges=ranges)
 
-    def run(self, budget: Budget) -> Outcome:
-        budget = replace(budget, name=self.name)
+    def run(self, budget: Budget, kinds: Iterable[str] = EVIDENCE) -> Outcome:
+        """Gather the evidence that there is of these kinds."""
+        budget, kinds = replace(budget, name=self.name), set(kinds)
         return Outcome(
             self.name,
             self.statement,
             self.over,
-            tuple(self._gather(kind, budget) for kind in EVIDENCE if kind in self.evidence),
+            tuple(self._gather(kind, budget) for kind in EVIDENCE if kind in kinds & self.evidence.keys()),
             self.formula,
             self.left.description if self.left else "",
             self.right.description if self.right else "",
@@ -336,9 +337,13 @@ class Theorem:
 
 
 class Collection:
-    """The theorems of one file, in the order they are written in, and further evidence for others."""
+    """The theorems of one file, in the order they are written in, and further evidence for others.
 
-    def __init__(self) -> None:
+    reasons: why they cannot have a kind of evidence, unless one of them says otherwise.
+    """
+
+    def __init__(self, reasons: Mapping[str, str] | None = None) -> None:
+        self.reasons = dict(reasons or {})
         self._theorems: dict[str, Theorem] = {}
         self.further: list[tuple[str, str, Check, str]] = []
 
@@ -372,7 +377,8 @@ class Collection:
         """Decorator: the function below checks this statement, and is evidence of this kind for it."""
 
         def register(check: Check) -> Check:
-            self.add(Theorem(name, statement, over, {kind: check}, formula, left, right, {}, reasons or {}))
+            why = {**self.reasons, **(reasons or {})}
+            self.add(Theorem(name, statement, over, {kind: check}, formula, left, right, {}, why))
             return check
 
         return register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,53 +12,87 @@ from ...kernels import forms, ops
 from ...kernels.order import ALL_ORDERS, READS, Order
 from ...kernels.steps import Slice
 from ..algebra import Field, Interval, Log
-from ..theorem import Budget, Collection, Counterexample, Tally
+from ..theorem import Budget, Check, Collection, Counterexample, Side, Tally
 from .problems import (
+    AT_ONCE,
+    EVERY_STEP,
+    FEW_LENGTHS,
     HEADS,
+    IN_PIECES,
     KEY_DECAYS,
     VALUE_DECAYS,
+    Case,
+    Operands,
     Problem,
+    Run,
     blocks_of,
+    body_lengths,
+    but,
     definition,
-    equal,
     first_steps,
+    identity,
     in_time,
-    one_step,
-    pieces_are_whole,
     problems,
     run_form,
+    same,
+    splits,
     steps,
 )
 
-THEOREMS = Collection()
+THEOREMS = Collection({"text": "of the core alone; mixers/*/streaming run it on text"})
 
 EVERYTHING = (
     "all six orders of decay, write and read; both directions; decays none, constant, scalar, vector over "
     "keys, dt·A (A whole numbers up to 3), over values, and both; shared heads; any initial state and scale; "
     "lengths up to 21 that no block divides"
 )
+RECURRENCE = "S_t = (a_t b_tᵀ) ∘ S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t"
+DEFINITION = Side(f"the recurrence step by step: {RECURRENCE}", definition)
 
 
-def _form_is_definition(form: str) -> Any:
-    def check(budget: Budget, tally: Tally) -> None:
-        rng = budget.rng()
-        for p in problems(budget):
-            x = p.operands(rng)
-            (o, S), (o_ref, S_ref) = run_form(form, p, x), definition(p, x)
-            equal(f"outputs of the {form} form and the definition", p, o, o_ref, "bthv")
-            equal(f"final states of the {form} form and the definition", p, S, S_ref, "bhkv")
-            tally.exact(p.degree)
-
-    return check
+def _of_form(form: str) -> Side:
+    return Side(f"the {form} form, kernels.forms.FORMS[{form!r}]", lambda p, x: run_form(form, p, x))
 
 
-for _form, _statement in {
-    "recurrent": "The recurrence in blocks of any size is the recurrence in one.",
-    "parallel": "Masked attention with weights exp(Σ log-decays over the steps between) is the recurrence.",
-    "chunk": "The chunk form, for any chunk size, is the recurrence.",
-    "scan": "The associative scan over (log a, log b, S) is the recurrence.",
+@identity
+def _random_points(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
+    for p in problems(budget):
+        yield Case(p, (p, p.operands(rng)), p.degree)
+
+
+for _form, (_statement, _formula) in {
+    "recurrent": (
+        "The recurrence in blocks of any size is the recurrence in one.",
+        "recurrent_C(q, k, v, a, b, S_0) = (o_1 … o_T, S_T) for every C, where\n" + RECURRENCE,
+    ),
+    "parallel": (
+        "Masked attention with weights exp(Σ log-decays over the steps between) is the recurrence.",
+        "o_t = Σ_{s≤t} b_{s,t} ∘ (q_tᵀ (a_{s,t} ∘ k_s)) v_s + b_{0,t} ∘ S_0ᵀ (a_{0,t} ∘ q_t),\n"
+        "a_{s,t} = exp Σ_{s<r≤t} log a_r, b_{s,t} = exp Σ_{s<r≤t} log b_r (in the order decay, write, read)",
+    ),
+    "chunk": (
+        "The chunk form, for any chunk size, is the recurrence.",
+        "o_t = intra_C(q, k, v, a, b)_t + b_{c,t} ∘ S_cᵀ (a_{c,t} ∘ q_t),\n"
+        "S_{c+C} = (a_{c,c+C} b_{c,c+C}ᵀ) ∘ S_c + Σ_{c<s≤c+C} (a_{s,c+C} ∘ k_s)(b_{s,c+C} ∘ v_s)ᵀ",
+    ),
+    "scan": (
+        "The associative scan over (log a, log b, S) is the recurrence.",
+        "(Σ log a, Σ log b, S_t) = (log a_1, log b_1, k_1 v_1ᵀ) ∘ … ∘ (log a_t, log b_t, k_t v_tᵀ),\n"
+        "(x, y, S) ∘ (x', y', S') = (x + x', y + y', (exp x' exp y'ᵀ) ∘ S + S')",
+    ),
 }.items():
-    THEOREMS(f"forms/{_form}", _statement, EVERYTHING, "exact")(_form_is_definition(_form))
+    THEOREMS(
+        f"forms/{_form}",
+        _statement,
+        EVERYTHING,
+        "exact",
+        formula=_formula,
+        left=_of_form(_form),
+        right=DEFINITION,
+    )(_random_points)
+
+
+# ------------------------------------------------------------------ one block, of every length
 
 
 class _Steps:
@@ -73,11 +108,20 @@ class _Steps:
         return Slice(*(None if x is None else x[..., i:j, :] for x in self.c))
 
 
-def _body_is_definition(form: str) -> Any:
+def _block(form: str) -> Callable[..., tuple[Any, Any]]:
+    """Outputs of a whole slice in one block, and the state after it."""
+
+    def run(c: Slice, S: Any, order: Order) -> tuple[Any, Any]:
+        pieces, end = forms.FORMS[form](_Steps(c), S, order, c.v.shape[-2])
+        return torch.cat(pieces, -2), end
+
+    return run
+
+
+def _of_every_length(form: str) -> Check:
     def check(budget: Budget, tally: Tally) -> None:
         rng = budget.rng()
-        few = (1, 2, 3, 4, 7, 8, 13, 33)
-        lengths = few if budget.quick else range(1, 65)
+        lengths = body_lengths(budget)
         every = ("scalar", "keys, values")  # by one matrix of weights; by weights of each channel
         other = () if budget.quick else ("no decay", "keys", "values", "scalar, values")
         longest = max(lengths)
@@ -88,21 +132,14 @@ def _body_is_definition(form: str) -> Any:
                 x = p.operands(rng)
                 c = steps(x).slice(0, longest)
                 # One walk gives the definition for every length: its outputs and states so far.
-                outs, states = [], [x.initial_state]
-                for t in range(longest):
-                    o, S = forms.walk(one_step(c, t), states[-1], order)
-                    outs.append(o)
-                    states.append(S)
-                cases.append((order, kind, c, torch.cat(outs, -2), states))
+                cases.append((order, kind, c, *tally.right(c, x.initial_state, order)))
         for n in lengths:
             for order, kind, c, outputs, states in cases:
-                if form != "chunk" and kind in other and n not in (*few, 32, 64):
+                if form != "chunk" and kind in other and n not in (*FEW_LENGTHS, 32, 64):
                     continue
-                pieces, S = forms.FORMS[form](_Steps(first_steps(c, n)), states[0], order, n)
+                o, S = tally.left(first_steps(c, n), states[0], order)
                 where = f"a block of n = {n}, order {order.events}, decay: {kind}, K = 2, V = 3"
-                o = torch.cat(pieces, -2)
-                equal(f"outputs of the {form} form and of n steps", where, o, outputs[..., :n, :], "bhtv")
-                equal(f"states after the {form} form and after n steps", where, S, states[n], "bhkv")
+                same(where, {"o": o, "S": S}, {"o": outputs[..., :n, :], "S": states[n]})
                 tally.exact(Problem(n).degree)
 
     return check
@@ -121,7 +158,10 @@ for _form, _statement in {
         "every n from 1 to 64 (quick: eight of them), six orders, decays scalar and over keys and values; "
         "none, over keys or values alone, scalar with values: as many n for chunk, ten for the others",
         "exact",
-    )(_body_is_definition(_form))
+        formula=f"{_form}(c_1 … c_n, S) = (step c_n ∘ … ∘ step c_1)(S),  c_t = (q_t, k_t, v_t, a_t, b_t)",
+        left=Side(f"one block of the {_form} form", _block(_form)),
+        right=EVERY_STEP,
+    )(_of_every_length(_form))
 
 
 class _Intervals:
@@ -137,27 +177,55 @@ class _Intervals:
         return i, j
 
 
+def _handed_out(T: int, size: int) -> list[tuple[int, int, int]]:
+    """What the loop of the forms gives to its body: start and stop of each slice, and the state, which is the
+    time that it belongs to."""
+    given: list[tuple[int, int, int]] = []
+
+    def body(piece: Any, state: Any, order: Any) -> Any:
+        given.append((*piece, state))
+        return piece, piece[1]
+
+    _, end = forms.in_blocks(_Intervals(T), 0, size, size, body)  # type: ignore[arg-type]
+    return [*given, (T, T, end)]
+
+
+def _in_turn(T: int, size: int) -> list[tuple[int, int, int]]:
+    return [*((i, min(i + size, T), i) for i in range(0, T, size)), (T, T, T)]
+
+
 @THEOREMS(
     "forms/loop",
     "The loop over blocks hands consecutive slices, that cover [0, T) once and in order, to the body, "
     "and to each the state that the one before it returned. The induction step of forms/chunk-body.",
     "every T to 200 (quick: 60) and every block size to 70 (quick: 20)",
     "exact",
+    formula="loop(body, T, C): S_0, body([0, C), S_0) = S_C, body([C, 2C), S_C) = S_{2C}, …, S_T",
+    left=Side("the loop of all forms, kernels.forms.in_blocks, run on intervals of time", _handed_out),
+    right=Side("[0, C), [C, 2C), … to T, each with the state at its start", _in_turn),
 )
 def loop(budget: Budget, tally: Tally) -> None:
-    def body(piece: Any, state: Any, order: Any) -> Any:
-        start, stop = piece
-        if start != state or stop <= start or stop - start > order:
-            raise Counterexample(f"slice {start}..{stop} was given the state at {state}")
-        return piece, stop
-
     for T in range(1, budget.pick(60, 200)):
         for size in range(1, budget.pick(20, 70)):
-            outs, state = forms.in_blocks(_Intervals(T), 0, size, size, body)  # type: ignore[arg-type]
-            covered = [t for start, stop in outs for t in range(start, stop)]
-            if covered != list(range(T)) or state != T:
-                raise Counterexample(f"T = {T} in blocks of {size} covers {covered}, state at {state}")
+            left, right = tally.left(T, size), tally.right(T, size)
+            for (start, stop, state), expected in zip(left, right, strict=False):
+                if (start, stop, state) != expected:
+                    due = f"slice {expected[0]}..{expected[1]} and the state at {expected[2]} are due"
+                    raise Counterexample(
+                        f"slice {start}..{stop} was given the state at {state}, where {due}, for T = {T} in "
+                        f"blocks of {size}"
+                    )
+            if len(left) != len(right):
+                raise Counterexample(f"{len(left)} slices, not {len(right)}, for T = {T} in blocks of {size}")
             tally.exact(0)
+
+
+def _prefixes(n: int) -> list[tuple[int, int]]:
+    start = np.arange(n).reshape(n, 1, 1)
+    try:
+        return forms.associative_scan((None, None, Interval(start, start + 1)), n)[2].tolist()
+    except ValueError as e:
+        raise Counterexample(f"n = {n}: {e}") from e
 
 
 @THEOREMS(
@@ -166,17 +234,21 @@ def loop(budget: Budget, tally: Tally) -> None:
     "Run on intervals of time, whose composition fails unless they are neighbours.",
     "every n from 1 to 600 (quick: to 130)",
     "exact",
+    formula="scan([0,1), [1,2), …, [n−1,n)) = [0,1), [0,2), …, [0,n)",
+    left=Side("the network of kernels.forms.associative_scan, run on the free monoid", _prefixes),
+    right=Side("the intervals from 0 to every t", lambda n: [(0, t + 1) for t in range(n)]),
 )
-def scan_network(budget: Budget, tally: Tally) -> None:
+@identity
+def scan_network(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for n in range(1, budget.pick(131, 601)):
-        start = np.arange(n).reshape(n, 1, 1)
-        try:
-            prefixes = forms.associative_scan((None, None, Interval(start, start + 1)), n)[2].tolist()
-        except ValueError as e:
-            raise Counterexample(f"n = {n}: {e}") from e
-        if prefixes != [(0, i + 1) for i in range(n)]:
-            raise Counterexample(f"n = {n}: the prefixes are {prefixes}")
-        tally.exact(0)
+        yield Case(f"n = {n}", (n,), 0)
+
+
+Triple = tuple[Any, Any, Any]
+
+
+def _named(triple: Triple) -> dict[str, Any]:
+    return dict(zip(("log a", "log b", "S"), triple, strict=True))
 
 
 @THEOREMS(
@@ -185,25 +257,29 @@ def scan_network(budget: Budget, tally: Tally) -> None:
     "prefix is the composition of its steps, for every n.",
     "decays over keys and values, each a vector, a scalar or none",
     "exact",
+    formula="(x ∘ y) ∘ z = x ∘ (y ∘ z)",
+    left=Side(
+        "(x ∘ y) ∘ z by kernels.forms._compose",
+        lambda x, y, z: _named(forms._compose(forms._compose(x, y), z)),
+    ),
+    right=Side(
+        "x ∘ (y ∘ z) by the same",
+        lambda x, y, z: _named(forms._compose(x, forms._compose(y, z))),
+    ),
 )
-def scan_associative(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def scan_associative(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for la_dim in (None, 1, 2):
         for lb_dim in (None, 3):
-            x, y, z = (
+            triples = [
                 (
                     None if la_dim is None else Log.random(rng, 5, la_dim),
                     None if lb_dim is None else Log.random(rng, 5, lb_dim),
                     Field.random(rng, 5, 2, 3),
                 )
                 for _ in range(3)
-            )
-            left = forms._compose(forms._compose(x, y), z)
-            right = forms._compose(x, forms._compose(y, z))
-            for name, a, b in zip(("log a", "log b", "S"), left, right, strict=True):
-                if a is not None:
-                    equal(f"(x ∘ y) ∘ z and x ∘ (y ∘ z) in {name}", f"la {la_dim}, lb {lb_dim}", a, b, "nkv")
-            tally.exact(5)
+            ]
+            yield Case(f"log a of {la_dim}, log b of {lb_dim}", tuple(triples), 5)
 
 
 # ------------------------------------------------------------------ what one core says of itself
@@ -222,24 +298,26 @@ def _varied(budget: Budget, orders: tuple[Order, ...] = ALL_ORDERS) -> list[Prob
     return sorted(found, key=lambda p: (p.length, p.heads))
 
 
+def _reversed(form: str, p: Problem, x: Operands) -> Run:
+    o, S = run_form(form, but(p, reverse=False), in_time(x, lambda y: y.flip(1)))
+    return Run(o.flip(1), S)
+
+
 @THEOREMS(
     "forms/reverse",
     "The recurrence in reversed time is the recurrence of the reversed sequence, reversed.",
     "all orders and decays",
     "exact",
+    formula="R^rev(x_1 … x_T) = flip R(x_T … x_1)",
+    left=Side("each form with reverse=True", lambda form, p, x: run_form(form, but(p, reverse=True), x)),
+    right=Side("the flipped sequence, its outputs flipped back", _reversed),
 )
-def reverse(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def reverse(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for p in _varied(budget):
         x = p.operands(rng)
-        forward = Problem(**{**p.__dict__, "reverse": False})
-        backward = Problem(**{**p.__dict__, "reverse": True})
-        flipped = in_time(x, lambda y: y.flip(1))
         for form in forms.FORMS:
-            (o, S), (o_ref, S_ref) = run_form(form, backward, x), run_form(form, forward, flipped)
-            equal(f"outputs of the {form} form", p, o, o_ref.flip(1), "bthv")
-            equal(f"final states of the {form} form", p, S, S_ref, "bhkv")
-            tally.exact(p.degree)
+            yield Case(f"the {form} form, {p}", (form, p, x), p.degree)
 
 
 @THEOREMS(
@@ -247,9 +325,36 @@ def reverse(budget: Budget, tally: Tally) -> None:
     "A sequence run in two pieces, the state handed from one to the next, is the sequence run at once.",
     "all orders and decays, every place to split, each form after each form",
     "exact",
+    formula="R(x_1 … x_T, S_0) = R(x_1 … x_c, S_0) then R(x_{c+1} … x_T, S_c), for every c",
+    left=IN_PIECES,
+    right=AT_ONCE,
 )
-def split(budget: Budget, tally: Tally) -> None:
-    pieces_are_whole(_varied(budget), list(forms.FORMS), budget, tally)
+@identity
+def split(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
+    yield from splits(_varied(budget), list(forms.FORMS), rng)
+
+
+def _masked(form: str, p: Problem, x: Operands, kept: np.ndarray) -> dict[str, Any]:
+    m = ops.apply_mask(ops.Operands(*x[:6], None, None, None, x.initial_state, None, torch.from_numpy(kept)))
+    masked = x._replace(k=m.k, v=m.v, log_decay=m.log_decay, log_decay_v=m.log_decay_v)
+    o, S = run_form(form, p, masked)
+    found = {}
+    for b in range(p.batch):
+        if kept[b].any():
+            found[f"row {b}, outputs"] = o[b : b + 1][:, kept[b]]
+        found[f"row {b}, state"] = S[b : b + 1]
+    return found
+
+
+def _without(form: str, p: Problem, x: Operands, kept: np.ndarray) -> dict[str, Any]:
+    found = {}
+    for b in range(p.batch):
+        S = x.initial_state[b : b + 1]
+        if kept[b].any():
+            row = in_time(x, lambda y, b=b, now=kept[b]: y[b : b + 1][:, now])
+            found[f"row {b}, outputs"], S = definition(p, row._replace(initial_state=S))
+        found[f"row {b}, state"] = S
+    return found
 
 
 @THEOREMS(
@@ -258,27 +363,41 @@ def split(budget: Budget, tally: Tally) -> None:
     "steps, whose outputs it gives at those steps.",
     "both reads, all decays, random masks that differ between batch rows; each form",
     "exact",
+    formula="m_t = 0 ⇒ S_t = S_{t−1}:  R(x, m)[m] = R(x[m])",
+    left=Side("each form on what kernels.ops.apply_mask makes of the operands", _masked),
+    right=Side("the definition on the steps that count, row by row", _without),
 )
-def mask(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def mask(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for p in _varied(budget, tuple(READS.values())):
         x = p.operands(rng)
         kept = rng.random((p.batch, p.length)) < 0.6
-        m = ops.apply_mask(
-            ops.Operands(*x[:6], None, None, None, x.initial_state, None, torch.from_numpy(kept))
-        )
-        masked = x._replace(k=m.k, v=m.v, log_decay=m.log_decay, log_decay_v=m.log_decay_v)
         for form in forms.FORMS:
-            o, S = run_form(form, p, masked)
-            for b in range(p.batch):
-                where = f"the {form} form with mask {kept[b].astype(int).tolist()} in batch row {b}; {p}"
-                S_ref = x.initial_state[b : b + 1]
-                if kept[b].any():
-                    row = in_time(x, lambda y, b=b, now=kept[b]: y[b : b + 1][:, now])
-                    o_ref, S_ref = definition(p, row._replace(initial_state=S_ref))
-                    equal("outputs at steps that count", where, o[b : b + 1][:, kept[b]], o_ref, "bthv")
-                equal("final states", where, S[b : b + 1], S_ref, "bhkv")
-                tally.exact(p.degree)
+            where = f"the {form} form with mask {kept.astype(int).tolist()}; {p}"
+            yield Case(where, (form, p, x, kept), p.degree)
+
+
+def _packed(form: str, p: Problem, x: Operands, lengths: tuple[int, ...]) -> Run:
+    first = torch.zeros(p.length, dtype=torch.bool)
+    first[torch.from_numpy(np.cumsum((0, *lengths))[:-1])] = True
+
+    def forget(y: Any) -> Any:
+        nothing: Any = Log(np.zeros_like(y.parts[0]))
+        return torch.where(first.reshape(-1, *(1 for _ in y.shape[2:])), nothing, y)
+
+    name = "log_decay_v" if x.log_decay is None else "log_decay"
+    return run_form(form, p, x._replace(**{name: forget(getattr(x, name))}))
+
+
+def _apart(form: str, p: Problem, x: Operands, lengths: tuple[int, ...]) -> Run:
+    empty = x.initial_state.zeros_like()
+    start, outputs, S = 0, [], empty
+    for n in lengths:
+        document = in_time(x, lambda y, i=start, n=n: y[:, i : i + n])
+        o, S = definition(p, document._replace(initial_state=empty))
+        outputs.append(o)
+        start += n
+    return Run(torch.cat(outputs, 1), S)
 
 
 @THEOREMS(
@@ -287,83 +406,81 @@ def mask(budget: Budget, tally: Tally) -> None:
     "sequence is its documents, run apart from a zero state.",
     "decays over keys or over values, read after the write; each form",
     "exact",
+    formula="a_t = 0 at the first step of each document ⇒ R(x¹ x² …, S_0) = R(x¹, 0), R(x², 0), …",
+    left=Side("each form on the packed sequence", _packed),
+    right=Side("the definition on each document, from a state of zero", _apart),
 )
-def reset(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def reset(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     scalar, keys, values = (blocks_of(kind) for kind in ("scalar", "keys", "values"))
     for key, value in (scalar, keys, values, ("[B,T,H]", "[H,V]")):
         for lengths in ((1, 2), (3, 1, 4), (2, 5, 1, 3))[: budget.pick(2, 3)]:
-            starts = np.cumsum((0, *lengths))[:-1]
             p = Problem(sum(lengths), 4, heads=(2, 1, 2), key_decay=key, value_decay=value)
             x = p.operands(rng)
-            first = torch.zeros(p.length, dtype=torch.bool)
-            first[torch.from_numpy(starts)] = True
-
-            def forget(y: Any, first: torch.Tensor = first) -> Any:
-                nothing: Any = Log(np.zeros_like(y.parts[0]))
-                return torch.where(first.reshape(-1, *(1 for _ in y.shape[2:])), nothing, y)
-
-            packed = x._replace(log_decay=forget(x.log_decay)) if key != "none" else x
-            packed = packed if key != "none" else x._replace(log_decay_v=forget(x.log_decay_v))
-            apart = [
-                definition(
-                    p,
-                    in_time(x, lambda y, i=i, n=n: y[:, i : i + n])._replace(
-                        initial_state=x.initial_state.zeros_like()
-                    ),
-                )
-                for i, n in zip(starts, lengths, strict=True)
-            ]
             for form in forms.FORMS:
-                o, S = run_form(form, p, packed)
-                where = f"the {form} form, documents of {lengths}; {p}"
-                equal("outputs packed and apart", where, o, torch.cat([o for o, _ in apart], 1), "bthv")
-                equal("final states packed and apart", where, S, apart[-1][1], "bhkv")
-                tally.exact(p.degree)
+                yield Case(f"the {form} form, documents of {lengths}; {p}", (form, p, x, lengths), p.degree)
 
 
 # ------------------------------------------------------------------ relations between read orders
 
 
-def _relations(c: Slice, S: Any) -> dict[str, tuple[Any, Any]]:
-    """For each order: its outputs, and the same from the one self-adjoint order RDA (read, decay, write)."""
+def _in_order(events: str, c: Slice, S: Any) -> Any:
+    return forms.walk(c, S, Order(events))[0]
 
-    def outputs(events: str, c: Slice) -> Any:
-        return forms.walk(c, S, Order(events))[0]
+
+def _from_one(events: str, c: Slice, S: Any) -> Any:
+    """The outputs of an order from the one that is its own adjoint, RDA: read, decay, write."""
+
+    def rda(**changes: Any) -> Any:
+        return _in_order("RDA", c._replace(**changes), S)
 
     def dot(q: Any, k: Any) -> Any:
         return torch.sum(q * k, -1, True)
 
     q, k, v, la, lb, *_ = c
     qa, ka, vb = forms.decayed(q, la), forms.decayed(k, la), forms.decayed(v, lb)
-    dra = forms.decayed(outputs("RDA", c._replace(q=qa)), lb)
-    rad = outputs("RDA", c._replace(k=ka, v=vb))
-    adr = forms.decayed(outputs("RDA", c._replace(q=qa, k=ka, v=vb)), lb)
-    return {
-        "DRA": (outputs("DRA", c), dra),
-        "DAR": (outputs("DAR", c), dra + dot(q, k) * v),
-        "RAD": (outputs("RAD", c), rad),
-        "ARD": (outputs("ARD", c), rad + dot(q, k) * v),
-        "ADR": (outputs("ADR", c), adr + dot(q, ka) * vb),
-    }
+    if events == "DRA":
+        return forms.decayed(rda(q=qa), lb)
+    if events == "DAR":
+        return forms.decayed(rda(q=qa), lb) + dot(q, k) * v
+    if events == "RAD":
+        return rda(k=ka, v=vb)
+    if events == "ARD":
+        return rda(k=ka, v=vb) + dot(q, k) * v
+    return forms.decayed(rda(q=qa, k=ka, v=vb), lb) + dot(q, ka) * vb
 
 
 @THEOREMS(
     "orders/from-one",
-    "Every order is a local product of the self-adjoint one, RDA: DRA(q,k,v) = b∘RDA(a∘q, k, v), "
-    "DAR = DRA + (q·k)v, RAD = RDA(q, a∘k, b∘v), ARD = RAD + (q·k)v, "
-    "ADR = b∘RDA(a∘q, a∘k, b∘v) + (q·(a∘k)) b∘v.",
-    "lengths to 24 (quick: 9), vector decays over keys and values",
+    "Every order of the events decay, write (add) and read is a local product of the self-adjoint one, RDA.",
+    "the five other orders, lengths to 24 (quick: 9), vector decays over keys and values",
     "exact",
+    formula="DRA(q, k, v) = b ∘ RDA(a∘q, k, v),  DAR = DRA + (q·k) v,  RAD = RDA(q, a∘k, b∘v),\n"
+    "ARD = RAD + (q·k) v,  ADR = b ∘ RDA(a∘q, a∘k, b∘v) + (q·(a∘k)) b∘v",
+    left=Side("kernels.forms.walk in the order of its events", _in_order),
+    right=Side("made from the order RDA", _from_one),
 )
-def from_one(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def from_one(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for T in range(1, budget.pick(10, 25)):
         p = Problem(T, heads=(2, 2, 2))
         x = p.operands(rng)
-        for events, (o, same) in _relations(steps(x).slice(0, T), x.initial_state).items():
-            equal(f"outputs of order {events} and those made from RDA", p, o, same, "bhtv")
-            tally.exact(p.degree)
+        for events in ("DRA", "DAR", "RAD", "ARD", "ADR"):
+            where = f"order {events}, {p}"
+            yield Case(where, (events, steps(x).slice(0, T), x.initial_state), p.degree)
+
+
+def _one_step_late(form: str, p: Problem, x: Operands) -> Any:
+    def late(y: Any) -> Any:
+        return torch.cat([torch.zeros_like(y[:, :1]), y[:, :-1]], 1)
+
+    shifted = x._replace(k=late(x.k), v=late(x.v), log_decay=late(x.log_decay))
+    if x.log_decay_v is not None:
+        lb = x.log_decay_v
+        # A constant decay must not act on the step that was inserted.
+        lb = lb.expand(p.batch, p.length, *lb.shape) if lb.ndim == 2 else lb
+        shifted = shifted._replace(log_decay_v=late(lb))
+    return run_form(form, but(p, order=READS["after"]), shifted).outputs
 
 
 @THEOREMS(
@@ -371,24 +488,15 @@ def from_one(budget: Budget, tally: Tally) -> None:
     "Reading before the write is reading after it with keys, values and decays one step late.",
     "all decays, each form",
     "exact",
+    formula="R_before(q_t, k_t, v_t, a_t, b_t) = R_after(q_t, k_{t−1}, v_{t−1}, a_{t−1}, b_{t−1}),\n"
+    "k_0 = v_0 = 0, a_0 = b_0 = 1",
+    left=Side("each form, reading before", lambda form, p, x: run_form(form, p, x).outputs),
+    right=Side("the same form, reading after, of the shifted sequence", _one_step_late),
 )
-def read_before(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def read_before(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for p in _varied(budget, (READS["before"],)):
-        p = Problem(**{**p.__dict__, "reverse": False, "key_decay": "[B,T,H,K]", "length": p.length + 1})
+        p = but(p, reverse=False, key_decay="[B,T,H,K]", length=p.length + 1)
         x = p.operands(rng)
-
-        def late(y: Any) -> Any:
-            return torch.cat([torch.zeros_like(y[:, :1]), y[:, :-1]], 1)
-
-        shifted = x._replace(k=late(x.k), v=late(x.v), log_decay=late(x.log_decay))
-        if x.log_decay_v is not None:
-            lb = x.log_decay_v
-            # A constant decay must not act on the step that was inserted.
-            lb = lb.expand(p.batch, p.length, *lb.shape) if lb.ndim == 2 else lb
-            shifted = shifted._replace(log_decay_v=late(lb))
-        after = Problem(**{**p.__dict__, "order": READS["after"]})
         for form in forms.FORMS:
-            o, o_ref = run_form(form, p, x)[0], run_form(form, after, shifted)[0]
-            equal(f"outputs of the {form} form", p, o, o_ref, "bthv")
-            tally.exact(p.degree)
+            yield Case(f"the {form} form, {p}", (form, p, x), p.degree)

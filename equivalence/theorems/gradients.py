@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,18 @@ from ...kernels import forms, gradients
 from ...kernels.order import ALL_ORDERS, Order
 from ...kernels.steps import Gradients, Slice
 from ..algebra import MODULUS, Element, Field, Log, contract
-from ..theorem import Budget, Collection, Counterexample, Tally
+from ..theorem import Budget, Collection, Counterexample, Side, Tally
 from .problems import (
+    FEW_LENGTHS,
+    Case,
     Operands,
     Problem,
     blocks_of,
+    body_lengths,
+    but,
     definition,
-    equal,
     first_steps,
+    identity,
     one_step,
     problems,
     run_form,
@@ -25,7 +30,7 @@ from .problems import (
     values,
 )
 
-THEOREMS = Collection()
+THEOREMS = Collection({"text": "of the core alone; mixers/*/streaming run it on text"})
 
 OPERANDS = ("q", "k", "v", "log_decay", "outer", "log_decay_v", "initial_state")
 
@@ -64,31 +69,36 @@ def _vjp(p: Problem, x: Operands, do: Any, dS: Any, kind: str = "chunk") -> tupl
     return gradients.vjp(steps(x, p.reverse), x.initial_state, do, dS, p.order, p.block, block)
 
 
-def _vjp_is_derivative(kind: str) -> Any:
-    def check(budget: Budget, tally: Tally) -> None:
-        rng = budget.rng()
-        for i, p in enumerate(problems(budget)):
-            if p.key_decay == "dt·A":  # d/dA is the logarithm of a field element: see gradients/operands
-                continue
-            x = p.operands(rng, dual=True, zeros=0.2 if i % 2 else 0.0)
-            do = Field.random(rng, p.batch, p.length, p.heads[0], p.value_dim)
-            dS = Field.random(rng, *x.initial_state.shape)
-            g, dS0 = _vjp(p, values(x), do, dS, kind)
-            found = _flat(g, dS0)
-            for name, gradient, y in zip(OPERANDS, found, x[:7], strict=True):
-                if isinstance(y, Element) and gradient.shape != y.shape:
-                    raise Counterexample(f"the gradient of {name} has shape {gradient.shape}, for {p}")
-            if _slope(p, x, do, dS) != _along(found, x):
-                wrong = [
-                    name
-                    for name in OPERANDS
-                    if _slope(p, _without_tangents_but(x, name), do, dS)
-                    != _along(found, _without_tangents_but(x, name))
-                ]
-                raise Counterexample(f"the gradient of {' and '.join(wrong)} is wrong, for {p}")
-            tally.exact(p.degree + 2)
+def _by_gradient(kind: str) -> Side:
+    """Σ <gradient, tangent>, by the gradient code of this kind on the values alone."""
 
-    return check
+    def run(p: Problem, x: Operands, do: Field, dS: Field) -> int:
+        found = _flat(*_vjp(p, values(x), do, dS, kind))
+        for name, gradient, y in zip(OPERANDS, found, x[:7], strict=True):
+            if isinstance(y, Element) and gradient.shape != y.shape:
+                raise Counterexample(f"the gradient of {name} has shape {gradient.shape}, for {p}")
+        return _along(found, x)
+
+    return Side(f"kernels.gradients.vjp by {kind}: the gradient of each operand, along its tangent", run)
+
+
+DERIVATIVE = Side("the definition on dual numbers: the derivative along the tangents of all operands", _slope)
+PAIRING = "Σ_x <∂x, ẋ> = d/dε (<∂o, o> + <∂S_T, S_T>)(x + ε ẋ),  x over q, k, v, log a, log b, S_0"
+
+
+def _is_derivative(budget: Budget, tally: Tally) -> None:
+    rng = budget.rng()
+    for i, p in enumerate(problems(budget)):
+        if p.key_decay == "dt·A":  # d/dA is the logarithm of a field element: see gradients/operands
+            continue
+        x = p.operands(rng, dual=True, zeros=0.2 if i % 2 else 0.0)
+        do = Field.random(rng, p.batch, p.length, p.heads[0], p.value_dim)
+        dS = Field.random(rng, *x.initial_state.shape)
+        if tally.left(p, x, do, dS) != tally.right(p, x, do, dS):
+            alone = {name: _without_tangents_but(x, name) for name in OPERANDS}
+            wrong = [n for n, y in alone.items() if tally.left(p, y, do, dS) != tally.right(p, y, do, dS)]
+            raise Counterexample(f"the gradient of {' and '.join(wrong)} is wrong, for {p}")
+        tally.exact(p.degree + 2)
 
 
 for _kind, _statement in {
@@ -103,17 +113,36 @@ for _kind, _statement in {
         "both, in every other case a fifth of them 0; shared heads; gradients of all operands and the "
         "initial state, from those of all outputs and the final state; lengths to 21 that no block divides",
         "exact",
-    )(_vjp_is_derivative(_kind))
+        formula=PAIRING,
+        left=_by_gradient(_kind),
+        right=DERIVATIVE,
+    )(_is_derivative)
 
 
-def _tangents(c: Slice, S: Any, order: Order, do: Any, n: int) -> list[tuple[int, Any]]:
-    """For every length to n: d/dε of Σ <dO, o>, and the tangent of the state; by the definition."""
-    slope, found = 0, [(0, S)]
-    for t in range(n):
+def _slopes(c: Slice, S: Any, order: Order, do: Any, G: Any) -> list[int]:
+    """For every number of steps n: d/dε of Σ_{t≤n} <∂o_t, o_t> + <G, S_n>, by the definition."""
+    slope, found = 0, [contract(G.parts[0], S.tangent()) % MODULUS]
+    for t in range(c.v.shape[-2]):
         o, S = forms.walk(one_step(c, t), S, order)
         slope += contract(do.parts[0][..., t : t + 1, :], o.tangent())
-        found.append((slope, S))
+        found.append((slope + contract(G.parts[0], S.tangent())) % MODULUS)
     return found
+
+
+SLOPES = Side("n steps of the definition on dual numbers", _slopes)
+
+
+def along_block(found: tuple[Any, Any], c: Slice, S: Any) -> int:
+    """Σ <gradient, tangent> over the operands of a block and its state."""
+    g, dS = found
+    pairs = [*zip(g, c, strict=False), (dS, S)]
+    along = (contract(*np.broadcast_arrays(a.parts[0], y.tangent())) for a, y in pairs if y is not None)
+    return sum(along) % MODULUS
+
+
+def _by_block(kind: str, c: Slice, S: Any, G: Any, do: Any, order: Order) -> int:
+    plain = Slice(*(None if y is None else y.value() for y in c))
+    return along_block(gradients.GRADIENTS[kind](plain, S.value(), G, do, order), c, S)
 
 
 @THEOREMS(
@@ -125,11 +154,14 @@ def _tangents(c: Slice, S: Any, order: Order, do: Any, n: int) -> list[tuple[int
     "every n from 1 to 64 (quick: eight of them), six orders, scalar decay and decays over keys and values "
     "(four other kinds: ten n), the gradients by matrices, step by step and by scans",
     "exact",
+    formula="Σ_x <∂x, ẋ> = d/dε (Σ_{t≤n} <∂o_t, o_t> + <∂S_n, S_n>)(x + ε ẋ),\n"
+    "x over q, k, v, log a, log b, S_0",
+    left=Side("kernels.gradients.GRADIENTS of one block, along the tangents", _by_block),
+    right=SLOPES,
 )
 def chunk_body(budget: Budget, tally: Tally) -> None:
     rng = budget.rng()
-    few = (1, 2, 3, 4, 7, 8, 13, 33)
-    lengths = few if budget.quick else range(1, 65)
+    lengths = body_lengths(budget)
     every = ("scalar", "keys, values")  # one for each kind of block: the weight matrix, the tree
     other = () if budget.quick else ("no decay", "keys", "values", "scalar, values")
     longest = max(lengths)
@@ -141,24 +173,37 @@ def chunk_body(budget: Budget, tally: Tally) -> None:
             c = steps(x).slice(0, longest)
             do = Field.random(rng, *c.v.shape)
             G = Field.random(rng, *x.initial_state.shape)
-            slopes = _tangents(c, x.initial_state, order, do, longest)
-            values = Slice(*(None if y is None else y.value() for y in c))
-            cases.append((order, kind, c, values, x.initial_state, do, G, slopes))
+            slopes = tally.right(c, x.initial_state, order, do, G)
+            cases.append((order, kind, c, x.initial_state, do, G, slopes))
     for n in lengths:
-        for order, kind, c, values, S, do, G, slopes in cases:
-            if kind in other and n not in (*few, 32, 64):
+        for order, kind, c, S, do, G, slopes in cases:
+            if kind in other and n not in (*FEW_LENGTHS, 32, 64):
                 continue
-            for name, block in gradients.GRADIENTS.items():
-                g, dS = block(first_steps(values, n), S.value(), G, do[..., :n, :], order)
-                pairs = [*zip(g, first_steps(c, n), strict=False), (dS, S)]
-                found = sum(contract(a.parts[0], y.tangent()) for a, y in pairs if y is not None)
-                slope, end = slopes[n]
-                if (slope + contract(G.parts[0], end.tangent()) - found) % MODULUS:
+            for name in gradients.GRADIENTS:
+                if tally.left(name, first_steps(c, n), S, G, do[..., :n, :], order) != slopes[n]:
                     raise Counterexample(
                         f"the {name} gradient of a block of n = {n} is wrong, order {order.events}, "
                         f"decay: {kind}"
                     )
                 tally.exact(Problem(n).degree + 2)
+
+
+Blocks = list[tuple[int, int, list[Any]]]  # start, stop, gradients of what a slice holds
+
+
+def _pulled_back(p: Problem, x: Operands, blocks: Blocks) -> int:
+    plain = steps(values(x), p.reverse)
+    whole = plain.join([plain.pull_back(i, j, Gradients(*found)) for i, j, found in blocks])
+    return _along(_flat(whole, None), x._replace(initial_state=None))
+
+
+def _along_slices(p: Problem, x: Operands, blocks: Blocks) -> int:
+    slope, dual = 0, steps(x, p.reverse)
+    for i, j, found in blocks:
+        for g, y in zip(found, dual.slice(i, j), strict=False):
+            if g is not None:
+                slope += contract(*np.broadcast_arrays(g.parts[0], y.tangent()))
+    return slope % MODULUS
 
 
 @THEOREMS(
@@ -167,9 +212,12 @@ def chunk_body(budget: Budget, tally: Tally) -> None:
     "shared heads, constants, the product dt·A, scale and direction included.",
     "all layouts of decays and heads; everything linear, so that this covers dt·A for any real dt and A",
     "exact",
+    formula="Σ_x <Lᵀ g, ẋ> = <g, L ẋ>,  L from operands to slices",
+    left=Side("Steps.pull_back and Steps.join, along the tangents of the operands", _pulled_back),
+    right=Side("the gradients of the slices, along the tangents of Steps.slice", _along_slices),
 )
-def operands(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def operands(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for p in problems(budget):
         x = p.operands(rng, dual=True)
         H, K = p.heads[0], p.key_dim
@@ -179,25 +227,17 @@ def operands(budget: Budget, tally: Tally) -> None:
             outer=None if x.outer is None else Field.random(rng, H, K, dual=True),
             log_decay_v=None if lb is None else Field(*lb.parts),
         )
-        dual, plain = steps(linear, p.reverse), steps(values(linear), p.reverse)
-        pieces, slope = [], 0
+        dual = steps(linear, p.reverse)
+        blocks: Blocks = []
         for i in range(0, p.length, p.block):
             j = min(i + p.block, p.length)
             found: list[Any] = []
             for y, dim in zip(dual.slice(i, j)[:5], (K, K, p.value_dim, None, None), strict=True):
-                if y is None:
-                    found.append(None)
-                    continue
                 # A block's gradient is never smaller than batch and heads, whatever was shared.
-                g = Field.random(rng, p.batch, H, j - i, y.shape[-1] if dim is None else dim)
-                slope += contract(*np.broadcast_arrays(g.parts[0], y.tangent()))
-                found.append(g)
-            pieces.append(plain.pull_back(i, j, Gradients(*found)))
-        whole = plain.join(pieces)
-        joined = _flat(whole, None)
-        if slope % MODULUS != _along(joined, linear._replace(initial_state=None)):
-            raise Counterexample(f"the gradients of the operands are wrong, for {p}")
-        tally.exact(5)
+                width = None if y is None else y.shape[-1] if dim is None else dim
+                found.append(None if width is None else Field.random(rng, p.batch, H, j - i, width))
+            blocks.append((i, j, found))
+        yield Case(p, (p, linear, blocks), 5)
 
 
 def _vectors(budget: Budget) -> list[Problem]:
@@ -216,72 +256,97 @@ def _turned(p: Problem, order: Order, reverse: bool, K: int, V: int, key: str, v
     return Problem(p.length, p.block, order, reverse, p.heads, key, value, p.batch, K, V)
 
 
+def _by_name(form: str, dq: Any, dk: Any, dv: Any, dS0: Any) -> dict[str, Any]:
+    named = {"dq": dq, "dk": dk, "dv": dv, "dS_0": dS0}
+    return {f"the {form} form, {name}": gradient for name, gradient in named.items()}
+
+
+def _gradient_code(p: Problem, x: Operands, do: Field, dS: Field) -> dict[str, Any]:
+    """The same, to compare with each form."""
+    g, dS0 = _vjp(p, x, do, dS)
+    found: dict[str, Any] = {}
+    for form in forms.FORMS:
+        found |= _by_name(form, g.q, g.k, g.v, dS0)
+    return found
+
+
+def _three_calls(p: Problem, x: Operands, do: Field, dS: Field) -> dict[str, Any]:
+    K, V, la, lb = p.key_dim, p.value_dim, x.log_decay, x.log_decay_v
+    swapped = ("[B,T,H,K]" if lb else "none", "[B,T,H,V]" if la else "none")
+    back = p.order.adjoint
+    dq = _turned(p, p.order, p.reverse, V, K, *swapped)
+    dk = _turned(p, back, not p.reverse, V, K, *swapped)
+    dv = _turned(p, back, not p.reverse, K, V, p.key_decay, p.value_decay)
+    found: dict[str, Any] = {}
+    for form in forms.FORMS:
+        one = run_form(form, dq, Operands(do, x.v, x.k, lb, None, la, x.initial_state.mT, 1))
+        two = run_form(form, dk, Operands(x.v, do, x.q, lb, None, la, dS.mT, 1))
+        three = run_form(form, dv, Operands(x.k, x.q, do, la, None, lb, dS, 1))
+        found |= _by_name(form, one.outputs, two.outputs, *three)
+    return found
+
+
 @THEOREMS(
     "gradients/closure",
-    "The gradient is three more calls of the core. With R(q, k, v): dq = R(dO, v, k), same direction, decays "
-    "swapped, transposed state; dk = R(v, dO, q) and dv, dS_0 = R(k, q, dO), reversed time, adjoint order, "
-    "from the gradient of the final state.",
+    "The gradient is three more calls of the core: for dq in the same direction with decays swapped and a "
+    "transposed state; for dk, and for dv with dS_0, in reversed time and the adjoint order, from the "
+    "gradient of the final state.",
     "all six orders, both directions, vector decays over keys and over values, or none; each form",
     "exact",
+    formula="dq = R(dO, v, k; b, a, S_0ᵀ),  dk = R^rev(v, dO, q; b, a, dS_Tᵀ),\n"
+    "(dv, dS_0) = R^rev(k, q, dO; a, b, dS_T),  in the adjoint order where time is reversed",
+    left=Side("kernels.gradients.vjp in chunks", _gradient_code),
+    right=Side("each form of the core, called three times", _three_calls),
 )
-def closure(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def closure(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for base in _vectors(budget):
         for reverse in (False, True):
-            p = Problem(**{**base.__dict__, "reverse": reverse})
+            p = but(base, reverse=reverse)
             x = p.operands(rng, zeros=0.2)._replace(scale=1)
             do = Field.random(rng, *x.v.shape)
             dS = Field.random(rng, *x.initial_state.shape)
-            g, dS0 = _vjp(p, x, do, dS)
-            K, V, la, lb = p.key_dim, p.value_dim, x.log_decay, x.log_decay_v
-            key, value = p.key_decay, p.value_decay
-            swapped = ("[B,T,H,K]" if lb else "none", "[B,T,H,V]" if la else "none")
-            back = p.order.adjoint
-            dq = _turned(p, p.order, reverse, V, K, *swapped)
-            dk = _turned(p, back, not reverse, V, K, *swapped)
-            dv = _turned(p, back, not reverse, K, V, key, value)
-            calls = {
-                "dq": (dq, Operands(do, x.v, x.k, lb, None, la, x.initial_state.mT, 1)),
-                "dk": (dk, Operands(x.v, do, x.q, lb, None, la, dS.mT, 1)),
-                "dv": (dv, Operands(x.k, x.q, do, la, None, lb, dS, 1)),
-            }
-            for form in forms.FORMS:
-                for (name, (call, arguments)), wanted in zip(calls.items(), (g.q, g.k, g.v), strict=True):
-                    found, state = run_form(form, call, arguments)
-                    equal(f"{name} and the {form} form's", p, wanted, found, "bthd")
-                    if name == "dv":
-                        equal(f"dS_0 and the {form} form's", p, dS0, state, "bhkv")
-                tally.exact(3 * (p.degree + 2))
+            yield Case(p, (p, x, do, dS), p.degree + 2)
+
+
+def _straddling(p: Problem, x: Operands, do: Field, dS: Field) -> dict[str, Any]:
+    g, _ = _vjp(p, x, do, dS)
+    return {"dlog a": g.la, "dlog b": g.lb}
+
+
+def _differences(p: Problem, x: Operands, do: Field, dS: Field) -> dict[str, Any]:
+    o, S = definition(p, x)
+    g, _ = _vjp(p, x, do, dS)
+
+    def difference(a: Any, da: Any, b: Any, db: Any, tail: Any) -> Any:
+        earlier, later = ((y * z).transpose(1, 2) for y, z in ((a, da), (b, db)))
+        found = forms.suffix(earlier, p.order.query_decayed) - forms.suffix(later, not p.order.key_decayed)
+        return (found + tail[..., None, :]).transpose(1, 2)
+
+    over_keys = x.log_decay is not None
+    over_values = x.log_decay_v is not None
+    return {
+        "dlog a": difference(x.q, g.q, x.k, g.k, (S * dS).sum(-1)) if over_keys else None,
+        "dlog b": difference(o, do, x.v, g.v, (S * dS).sum(-2)) if over_values else None,
+    }
 
 
 @THEOREMS(
     "gradients/cumulative-sums",
-    "The straddle form of the decay gradient and the usual one are the same number: dlog a = "
-    "Σ_{u≥t} q∘dq - Σ_{s≥t} k∘dk + rowsum(S_T∘dS_T), dlog b = Σ_{u≥t} o∘do - Σ_{s≥t} v∘dv + "
-    "colsum(S_T∘dS_T), where u > t if the read precedes the decay and s > t if the write does. In floating "
-    "point they are not, since the usual one cancels: see operator/decay-gradient.",
+    "The straddle form of the decay gradient and the usual difference of cumulative sums are the same "
+    "number; u > t if the read precedes the decay and s > t if the write does. In floating point they are "
+    "not, since the usual one cancels: see operator/decay-gradient.",
     "all six orders, vector decays over keys and over values, a fifth of them 0",
     "exact",
+    formula="dlog a_t = Σ_{u≥t} q_u ∘ dq_u − Σ_{s≥t} k_s ∘ dk_s + rowsum(S_T ∘ dS_T),\n"
+    "dlog b_t = Σ_{u≥t} o_u ∘ do_u − Σ_{s≥t} v_s ∘ dv_s + colsum(S_T ∘ dS_T)",
+    left=Side("kernels.gradients.vjp in chunks: pairs that straddle t, nothing subtracted", _straddling),
+    right=Side("the difference of two cumulative sums", _differences),
 )
-def cumulative_sums(budget: Budget, tally: Tally) -> None:
-    rng = budget.rng()
+@identity
+def cumulative_sums(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for p in _vectors(budget):
         x = p.operands(rng, zeros=0.2)._replace(scale=1)
         do = Field.random(rng, *x.v.shape)
         dS = Field.random(rng, *x.initial_state.shape)
-        o, S = definition(p, x)
-        g, _ = _vjp(p, x, do, dS)
-        qi, ki = p.order.query_decayed, p.order.key_decayed
-
-        def difference(a: Any, da: Any, b: Any, db: Any, tail: Any, qi: bool = qi, ki: bool = ki) -> Any:
-            earlier, later = ((y * z).transpose(1, 2) for y, z in ((a, da), (b, db)))
-            found = forms.suffix(earlier, qi) - forms.suffix(later, not ki)
-            return (found + tail[..., None, :]).transpose(1, 2)
-
-        if x.log_decay is not None:
-            usual = difference(x.q, g.q, x.k, g.k, (S * dS).sum(-1))
-            equal("dlog a and the difference of sums", p, g.la, usual, "bthk")
-        if x.log_decay_v is not None:
-            usual = difference(o, do, x.v, g.v, (S * dS).sum(-2))
-            equal("dlog b and the difference of sums", p, g.lb, usual, "bthv")
-        tally.exact(p.degree + 2)
+        yield Case(p, (p, x, do, dS), p.degree + 2)

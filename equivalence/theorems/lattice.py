@@ -8,6 +8,7 @@ elements.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -21,10 +22,15 @@ from ...kernels import forms, recurrence
 from ...kernels.operator import DELTA_FORMS
 from ...kernels.order import ALL_ORDERS
 from ...kernels.steps import Steps
-from ..theorem import Budget, Collection, Counterexample, Tally
-from .examples import FORMS, Arguments
+from ..theorem import Budget, Check, Collection, Counterexample, Side, Tally
+from .examples import FORMS, Arguments, loop
 
-THEOREMS = Collection()
+THEOREMS = Collection(
+    {
+        "exact": "forms/* and gradients/* have the identities",
+        "text": "of the core alone; mixers/*/streaming run it on text",
+    }
+)
 
 
 class BaseTwo(TorchFunctionMode):
@@ -74,35 +80,25 @@ def _exact(events: str, q: Tensor, k: Tensor, v: Tensor, la: Tensor, lb: Tensor,
     return torch.tensor([[float(x) / unit for x in row] for row in outputs], dtype=torch.float64)
 
 
-@THEOREMS(
-    "lattice/forms",
-    "On the lattice, every form in float32 gives exactly the rational result, bit for bit; also with the "
-    "operands of its matrix products rounded to bfloat16.",
-    "q, k, v, state in {-1, 0, 1}; decays over keys and values in {1, 1/2, 0}; T = 64, K = V = 16; six "
-    "orders; chunks of 16 and 64",
-    "bitwise",
-)
-def lattice_forms(budget: Budget, tally: Tally) -> None:
-    g = torch.Generator().manual_seed(budget.seed)
-    T, K, V = 64, 16, 16
-    for order in ALL_ORDERS[:: budget.pick(3, 1)]:
-        for halves, zeros in ((0.0, 0.02), (0.01, 0.01)):
-            q, k, v, S = (_ternary(g, *s) for s in ((T, K), (T, K), (T, V), (K, V)))
-            la, lb = (_lattice_decays(g, halves, zeros, T, D) for D in (K, V))
-            expected = _exact(order.events, q, k, v, la, lb, S)
-            qs, ks, vs, las, lbs = (x[None, :, None] for x in (q, k, v, la, lb))
-            layout = Steps(qs, ks, vs, las, None, lbs)
-            for half in (False, True):
-                for form, size in (
-                    ("recurrent", 64),
-                    ("parallel", 64),
-                    ("scan", 64),
-                    ("chunk", 16),
-                    ("chunk", 64),
-                ):
+SIZES = {"recurrent": (64,), "parallel": (64,), "scan": (64,), "chunk": (16, 64)}
+
+
+def _bit_equal(form: str) -> Check:
+    def check(budget: Budget, tally: Tally) -> None:
+        g = torch.Generator().manual_seed(budget.seed)
+        T, K, V = 64, 16, 16
+        for order in ALL_ORDERS[:: budget.pick(3, 1)]:
+            for halves, zeros in ((0.0, 0.02), (0.01, 0.01)):
+                q, k, v, S = (_ternary(g, *s) for s in ((T, K), (T, K), (T, V), (K, V)))
+                la, lb = (_lattice_decays(g, halves, zeros, T, D) for D in (K, V))
+                expected = _exact(order.events, q, k, v, la, lb, S)
+                qs, ks, vs, las, lbs = (x[None, :, None] for x in (q, k, v, la, lb))
+                layout = Steps(qs, ks, vs, las, None, lbs)
+                for half, size in itertools.product((False, True), SIZES[form]):
                     with BaseTwo(half):
                         pieces, _ = forms.FORMS[form](layout, S[None, None], order, size)
                     found = torch.cat(pieces, -2)[0, 0]
+                    tally.record(found, expected)
                     if not torch.equal(found.double(), expected):
                         t, i = (found.double() != expected).nonzero()[0].tolist()
                         raise Counterexample(
@@ -111,6 +107,17 @@ def lattice_forms(budget: Budget, tally: Tally) -> None:
                             f"at t = {t}, v = {i}"
                         )
                     tally.bitwise()
+
+    return check
+
+
+for _form in SIZES:
+    THEOREMS.also(
+        f"forms/{_form}",
+        "bitwise",
+        "float32, also with the operands of matrix products rounded to bfloat16, against whole numbers; "
+        "q, k, v, state in {-1, 0, 1}; decays over keys and values in {1, 1/2, 0}; T = 64, K = V = 16",
+    )(_bit_equal(_form))
 
 
 def _integer_case(g: torch.Generator, dtype: torch.dtype, read: str, reverse: bool) -> Arguments:
@@ -129,20 +136,49 @@ def _integer_case(g: torch.Generator, dtype: torch.dtype, read: str, reverse: bo
     )
 
 
-Results = dict[tuple[str, torch.dtype], list[Tensor]]
+Results = dict[str, Tensor]
+DTYPES = (torch.float64, torch.float32)
 
 
-def _all_the_same(results: Results, inputs: Iterable[str], where: str, tally: Tally) -> None:
-    """Outputs, final state and gradients of every form and dtype are whole numbers, and those of one."""
-    names = ["the outputs", "the final state", *(f"the gradient of {n}" for n in inputs)]
-    expected = results["recurrent", torch.float64]
-    for (form, dtype), found in results.items():
-        for name, a, b in zip(names, found, expected, strict=True):
-            if not torch.equal(a.double(), b) or not torch.equal(b, b.round()):
-                raise Counterexample(
-                    f"{name} of the {form} form in {dtype} are not those of the recurrence, for {where}"
-                )
-        tally.bitwise()
+def _all_the_same(budget: Budget, tally: Tally, seeds: int, forms: Iterable[str]) -> None:
+    """Outputs, final state and gradients of every form and dtype are whole numbers, and those of the loop."""
+    for seed in range(seeds):
+        for read, reverse in itertools.product(("after", "before"), (False, True)):
+            case = budget.seed + seed, read, reverse
+            expected = tally.right(*case)
+            for form, dtype in itertools.product(forms, DTYPES):
+                found = tally.left(form, dtype, *case)
+                for name, y in expected.items():
+                    if not torch.equal(found[name].double(), y) or not torch.equal(y, y.round()):
+                        raise Counterexample(
+                            f"{name} of the {form} form in {dtype}: not the whole numbers of the "
+                            f"recurrence, for seed {case[0]}, read={read!r}, reverse={reverse}"
+                        )
+                tally.bitwise()
+
+
+def _with_gradients(o: Tensor, S: Tensor, do: Tensor, dS: Tensor, leaves: dict[str, Tensor]) -> Results:
+    gradients = torch.autograd.grad((o * do).sum() + (S * dS).sum(), list(leaves.values()))
+    named = {f"gradient of {n}": d for n, d in zip(leaves, gradients, strict=True)}
+    return {"outputs": o, "final state": S, **named}
+
+
+def _by_operator(form: str, dtype: torch.dtype, seed: int, read: str, reverse: bool) -> Results:
+    g = torch.Generator().manual_seed(seed)
+    x = _integer_case(g, dtype, read, reverse)
+    leaves = {n: y.requires_grad_() for n, y in x.leaves().items()}
+    o, S = x.with_leaves(leaves).run(form)
+    do, dS = _ternary(g, *o.shape).to(dtype), _ternary(g, *S.shape).to(dtype)
+    return _with_gradients(o, S, do, dS, leaves)
+
+
+def _by_loop(seed: int, read: str, reverse: bool) -> Results:
+    g = torch.Generator().manual_seed(seed)
+    x = _integer_case(g, torch.float64, read, reverse)
+    leaves = {n: y.requires_grad_() for n, y in x.leaves().items()}
+    o, S = loop(x.with_leaves(leaves))
+    do, dS = (_ternary(g, *y.shape).double() for y in (o, S))
+    return _with_gradients(o, S, do, dS, leaves)
 
 
 @THEOREMS(
@@ -152,22 +188,12 @@ def _all_the_same(results: Results, inputs: Iterable[str], where: str, tally: Ta
     "q, k, v, state and the gradients of the results in {-1, 0, 1}; both reads and directions; float32 and "
     "float64",
     "bitwise",
+    formula="q, k, v, S_0, ∂o, ∂S_T ∈ {−1, 0, 1}, a, b ∈ {0, 1} ⇒ o, S_T, ∂q … ∂S_0 ∈ ℤ, rounded nowhere",
+    left=Side("kernels.recurrence in every form and dtype, and torch.autograd", _by_operator),
+    right=Side("a plain loop in float64 which shares no code with the core, and torch.autograd", _by_loop),
 )
 def lattice_operator(budget: Budget, tally: Tally) -> None:
-    for seed in range(budget.pick(2, 20)):
-        for read in ("after", "before"):
-            for reverse in (False, True):
-                results = {}
-                for dtype in (torch.float64, torch.float32):
-                    for form in FORMS:
-                        g = torch.Generator().manual_seed(budget.seed + seed)
-                        x = _integer_case(g, dtype, read, reverse)
-                        leaves = {n: y.requires_grad_() for n, y in x.leaves().items()}
-                        o, S = x.with_leaves(leaves).run(form)
-                        do, dS = _ternary(g, *o.shape).to(dtype), _ternary(g, *S.shape).to(dtype)
-                        grads = torch.autograd.grad((o * do).sum() + (S * dS).sum(), list(leaves.values()))
-                        results[form, dtype] = [o, S, *grads]
-                _all_the_same(results, leaves, f"read={read!r}, reverse={reverse}, seed {seed}", tally)
+    _all_the_same(budget, tally, budget.pick(2, 20), FORMS)
 
 
 def _unit(g: torch.Generator, *sizes: int) -> Tensor:
@@ -175,6 +201,37 @@ def _unit(g: torch.Generator, *sizes: int) -> Tensor:
     *lead, D = sizes
     one = torch.nn.functional.one_hot(torch.randint(D, lead, generator=g), D)
     return one * (2.0 * torch.randint(2, (*lead, 1), generator=g) - 1)
+
+
+def _erasing(form: str, dtype: torch.dtype, seed: int, read: str, reverse: bool) -> Results:
+    """By the delta rule for even seeds, by x and y for odd ones."""
+    B, T, H, K, V = 2, 24, 2, 4, 3
+    g = torch.Generator().manual_seed(seed)
+    q, v, S = _ternary(g, B, T, H, K), _ternary(g, B, T, H, V), _ternary(g, B, H, K, V)
+    k, la = _unit(g, B, T, 1, K), _lattice_decays(g, 0.0, 0.1, B, T, H, K)
+    beta = torch.randint(0, 3, (B, T, H), generator=g).float()
+    do, dS = _ternary(g, B, T, H, V), _ternary(g, B, H, K, V)
+    inputs = {"q": q, "k": k, "v": v, "log_decay": la, "initial_state": S}
+    if seed % 2:
+        y = _unit(g, B, T, H, K)
+        inputs |= {"x": -beta[..., None] * y, "y": y}
+    else:
+        inputs |= {"beta": beta}
+    x = {n: z.to(dtype).requires_grad_() for n, z in inputs.items()}
+    o, end = recurrence(
+        x["q"],
+        x["k"],
+        x["v"],
+        x["log_decay"],
+        beta=x.get("beta"),
+        erase=(x["x"], x["y"]) if seed % 2 else None,
+        initial_state=x["initial_state"],
+        read=read,
+        reverse=reverse,
+        form=form,
+        chunk_size=8,
+    )
+    return _with_gradients(o, end, do.to(dtype), dS.to(dtype), x)
 
 
 @THEOREMS(
@@ -185,42 +242,13 @@ def _unit(g: torch.Generator, *sizes: int) -> Tensor:
     "q, v, state and the gradients of the results in {-1, 0, 1}; both reads and directions; float32 and "
     "float64",
     "bitwise",
+    formula="k_t ∈ {±e_i}, β_t ∈ {0, 1, 2}, a ∈ {0, 1}, q, v, S_0, ∂o, ∂S_T ∈ {−1, 0, 1} ⇒\n"
+    "o, S_T, ∂q … ∂S_0 ∈ ℤ, rounded nowhere",
+    left=Side("kernels.recurrence with erasure, in every form and dtype, and torch.autograd", _erasing),
+    right=Side(
+        "the recurrent form in float64, and torch.autograd",
+        lambda seed, read, reverse: _erasing("recurrent", torch.float64, seed, read, reverse),
+    ),
 )
 def lattice_delta(budget: Budget, tally: Tally) -> None:
-    B, T, H, K, V = 2, 24, 2, 4, 3
-    for seed in range(budget.pick(2, 12)):
-        for i, (read, reverse) in enumerate(
-            [("after", False), ("after", True), ("before", False), ("before", True)]
-        ):
-            g = torch.Generator().manual_seed(budget.seed + seed)
-            general = bool((i + seed) % 2)
-            q, v, S = _ternary(g, B, T, H, K), _ternary(g, B, T, H, V), _ternary(g, B, H, K, V)
-            k, la = _unit(g, B, T, 1, K), _lattice_decays(g, 0.0, 0.1, B, T, H, K)
-            beta = torch.randint(0, 3, (B, T, H), generator=g).float()
-            do, dS = _ternary(g, B, T, H, V), _ternary(g, B, H, K, V)
-            inputs = {"q": q, "k": k, "v": v, "log_decay": la, "initial_state": S, "beta": beta}
-            if general:
-                y = _unit(g, B, T, H, K)
-                inputs = {**inputs, "x": -beta[..., None] * y, "y": y}
-                del inputs["beta"]
-            results = {}
-            for dtype in (torch.float64, torch.float32):
-                for form in DELTA_FORMS:
-                    x = {n: z.to(dtype).requires_grad_() for n, z in inputs.items()}
-                    erase = (x["x"], x["y"]) if general else None
-                    o, end = recurrence(
-                        x["q"],
-                        x["k"],
-                        x["v"],
-                        x["log_decay"],
-                        beta=x.get("beta"),
-                        erase=erase,
-                        initial_state=x["initial_state"],
-                        read=read,
-                        reverse=reverse,
-                        form=form,
-                        chunk_size=8,
-                    )
-                    loss = (o * do.to(dtype)).sum() + (end * dS.to(dtype)).sum()
-                    results[form, dtype] = [o, end, *torch.autograd.grad(loss, list(x.values()))]
-            _all_the_same(results, inputs, f"read={read!r}, reverse={reverse}, seed {seed}", tally)
+    _all_the_same(budget, tally, budget.pick(2, 12), DELTA_FORMS)

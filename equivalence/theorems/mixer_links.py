@@ -10,10 +10,16 @@ from torch import Tensor
 
 from ...mixers import RecurrentMixer, build
 from ...mixers.base import Tokens
-from ..theorem import Budget, Collection, Tally
-from .examples import compare
+from ..theorem import Budget, Collection, Side, Tally
+from .examples import Expected, agree
 
-THEOREMS = Collection()
+THEOREMS = Collection(
+    {
+        "exact": "the gates of both are no polynomials; links/* of the core have it",
+        "bitwise": "norms and gates round",
+        "text": "mixers/*/streaming run each on text",
+    }
+)
 
 WIDTH = 8
 OVER = "float64, random inputs and weights, T to 25, B = 2; each form"
@@ -41,16 +47,33 @@ def _outputs(mixer: RecurrentMixer, x: Tensor, form: str) -> Tensor:
     return mixer.recur(mixer.operands(x, state, tokens), state.recurrent, tokens, form)[0]
 
 
+def _expected(mixer: RecurrentMixer, x: Tensor, form: str) -> dict[str, Expected]:
+    o = _outputs(mixer, x, form)
+    return {"outputs": Expected(o, o.abs().max(), 1e-12)}
+
+
 def _link(
     name: str,
     statement: str,
+    formula: str,
     special: tuple[str, dict[str, Any]],
     general: tuple[str, dict[str, Any]],
     tie: Callable[[Any, Any], None],
 ) -> None:
     """`tie` gives the general mixer the weights with which it is the special one."""
 
-    @THEOREMS(f"links/{name}", statement, OVER, "property")
+    @THEOREMS(
+        f"links/{name}",
+        statement,
+        OVER,
+        "property",
+        formula=formula,
+        left=Side(
+            f"the core of {general[0]}, its weights tied",
+            lambda other, one, x, form: {"outputs": _outputs(other, x, form)},
+        ),
+        right=Side(f"the core of {special[0]}", lambda other, one, x, form: _expected(one, x, form)),
+    )
     def check(budget: Budget, tally: Tally) -> None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             for seed in range(budget.pick(3, 12)):
@@ -59,9 +82,9 @@ def _link(
                 tie(other, one)
                 x = torch.randn(2, 1 + 8 * (seed % 4), WIDTH, dtype=torch.float64)
                 for form in one.forms:
-                    o, expected = _outputs(other, x, form), _outputs(one, x, form)
-                    what = f"{form}, T = {x.shape[1]}, seed {seed}"
-                    tally.error(compare(what, name, o, expected, expected.abs().max(), 1e-12))
+                    arguments = other, one, x, form
+                    where = f"{form}, T = {x.shape[1]}, seed {seed}"
+                    tally.error(agree(where, tally.left(*arguments), tally.right(*arguments)))
 
 
 def _each_channel(of_heads: Tensor, channels: int) -> Tensor:
@@ -102,6 +125,7 @@ SHARED = {"num_heads": 4, "num_key_heads": 2, "head_v_dim": 3}
 _link(
     "deltaproduct-gated-deltanet",
     "Gated DeltaProduct with one write for each token is Gated DeltaNet.",
+    "n_h = 1 ⇒ GatedDeltaProduct(x; w) = GatedDeltaNet(x; w)",
     ("gated-deltanet", SHARED | {"allow_neg_eigval": True}),
     ("gated-deltaproduct", SHARED | {"num_householder": 1}),
     _one_write,
@@ -109,6 +133,7 @@ _link(
 _link(
     "kda-gated-deltanet",
     "KDA whose key channels decay at one rate in each head is Gated DeltaNet.",
+    "a_{t,h,i} = a_{t,h} for all i ⇒ KDA(x; w) = GatedDeltaNet(x; w)",
     ("gated-deltanet", SHARED),
     ("kda", SHARED | {"low_rank_gates": False}),
     _one_rate,
@@ -116,6 +141,7 @@ _link(
 _link(
     "comba-gated-deltanet",
     "Comba that erases by its key as it is (b = ∞) and leaves its query alone (d = 0) is Gated DeltaNet.",
+    "σ(b) = 1, d = 0 ⇒ Comba(x; w) = GatedDeltaNet(x; w)",
     ("gated-deltanet", SHARED),
     ("comba", SHARED),
     _own_key,
@@ -123,6 +149,7 @@ _link(
 _link(
     "gated-deltanet-deltanet",
     "Gated DeltaNet whose gates let everything through is DeltaNet.",
+    "a_t = 1 ⇒ GatedDeltaNet(x; w) = DeltaNet(x; w)",
     ("deltanet", SHARED),
     ("gated-deltanet", SHARED),
     _no_decay,
@@ -130,6 +157,7 @@ _link(
 _link(
     "gla-simple-gla",
     "GLA whose key channels share one gate in each head is simple GLA.",
+    "a_{t,h,i} = a_{t,h} for all i ⇒ GLA(x; w) = SimpleGLA(x; w)",
     ("simple-gla", {"num_heads": 2}),
     ("gla", {"num_heads": 2, "gate_rank": WIDTH}),
     _one_gate,

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...mixers import REGISTRY, Mixer, MixerState, build
 from ..text import english
-from ..theorem import Budget, Collection, Counterexample, Tally, Theorem
-from .examples import compare, run_examples
+from ..theorem import Budget, Check, Collection, Side, Tally, Theorem
+from .examples import Expected, agree, drawn
 from .papers import PAPERS, Paper
 
 WIDTH = 8
@@ -212,7 +212,10 @@ def cases(name: str, longest: int = 12) -> st.SearchStrategy[Case]:
     )
 
 
-# ------------------------------------------------------------------ comparing
+# ------------------------------------------------------------------ what is compared
+
+Found = dict[str, Tensor]
+Wanted = dict[str, Expected]
 
 
 def _rows(state: MixerState, i: int, j: int) -> MixerState:
@@ -230,37 +233,37 @@ def _parts(state: MixerState) -> dict[str, Tensor]:
         if f.name in ("keys", "values"):
             for row, n in enumerate(state.position.tolist()):
                 found[f"{f.name}, row {row}"] = x[row, :n]
+        elif f.name == "stabiliser":
+            unwritten = x.isneginf()  # of what has seen no token
+            found[f.name] = x.masked_fill(unwritten, 0)
+            found[f"{f.name}, unwritten"] = unwritten
         else:
             found[f.name] = x
     return found
 
 
-def compare_states(
-    what: str, case: object, x: MixerState, reference: MixerState, tolerance: float = TOLERANCE
-) -> float:
-    a, b, worst = _parts(x), _parts(reference), 0.0
-    if a.keys() != b.keys():
-        raise Counterexample(f"{what}: the state holds {sorted(a)}, not {sorted(b)}, for {case}")
-    for name in a:
-        unwritten = a[name].isneginf() & b[name].isneginf()  # the stabiliser of what has seen no token
-        found, expected = (z[name].masked_fill(unwritten, 0) for z in (a, b))
-        largest = float(expected.abs().amax()) if expected.numel() else 1.0
-        where = f"{what}, state.{name}"
-        worst = max(worst, compare(where, case, found, expected, max(largest, 1e-6), tolerance))
-    return worst
+def flat(what: str, y: Tensor, state: MixerState | None) -> Found:
+    """Outputs, and all that a state holds, by name."""
+    parts = {} if state is None else _parts(state)
+    return {f"{what}, outputs": y, **{f"{what}, state.{name}": x for name, x in parts.items()}}
 
 
-def compare_outputs(
-    what: str, case: object, x: Tensor, reference: Tensor, tolerance: float = TOLERANCE
-) -> float:
-    largest = float(reference.abs().amax()) if reference.numel() else 1.0
-    return compare(f"{what}, outputs", case, x, reference, max(largest, 1e-6), tolerance)
+def expect(what: str, y: Tensor, state: MixerState | None) -> Wanted:
+    """The same as what is wanted: each to the tolerance of its largest number."""
+    return {name: wanted(x) for name, x in flat(what, y, state).items()}
+
+
+def wanted(x: Tensor, tolerance: float = TOLERANCE) -> Expected:
+    largest = float(x.abs().amax()) if x.numel() and x.dtype != torch.bool else 1.0
+    return Expected(x, max(largest, 1e-6), tolerance)
 
 
 # ------------------------------------------------------------------ whole, pieces, tokens
 
+Run = tuple[Tensor, MixerState | None]
 
-def _streamed(module: Mixer, x: Tensor, cuts: list[int], form: str) -> tuple[Tensor, MixerState | None]:
+
+def _streamed(module: Mixer, x: Tensor, cuts: list[int], form: str) -> Run:
     """In the pieces that the cuts make."""
     state, outputs = None, []
     for i, j in itertools.pairwise([0, *cuts, x.shape[1]]):
@@ -269,7 +272,7 @@ def _streamed(module: Mixer, x: Tensor, cuts: list[int], form: str) -> tuple[Ten
     return torch.cat(outputs, 1), state
 
 
-def _token_by_token(module: Mixer, x: Tensor) -> tuple[Tensor, MixerState | None]:
+def _token_by_token(module: Mixer, x: Tensor) -> Run:
     state, outputs = None, []
     for t in range(x.shape[1]):
         y, state = module.step(x[:, t], state)
@@ -277,133 +280,212 @@ def _token_by_token(module: Mixer, x: Tensor) -> tuple[Tensor, MixerState | None
     return torch.stack(outputs, 1), state
 
 
-def check_streaming(case: Case) -> float:
-    module, x = case.module(), case.inputs()
-    y, state = module(x, form="recurrent")
-    cuts = torch.randint(0, case.length + 1, (2,), generator=case.generator(1)).sort().values.tolist()
-    worst = 0.0
-    ways = {f"form {case.form}": module(x, form=case.form)}
+def _ways(case: Case) -> dict[str, Callable[[Mixer, Tensor], Run]]:
+    """To run a sequence that must all give the same, by name."""
+    ways: dict[str, Callable[[Mixer, Tensor], Run]] = {
+        f"form {case.form}": lambda module, x: module(x, form=case.form)
+    }
     if case.causal:
-        ways[f"pieces cut at {cuts}"] = _streamed(module, x, cuts, case.form)
-        ways["token by token"] = _token_by_token(module, x)
-    for what, (found, end) in ways.items():
-        assert end is not None
-        worst = max(worst, compare_outputs(what, case, found, y), compare_states(what, case, end, state))
-    return worst
+        cuts = torch.randint(0, case.length + 1, (2,), generator=case.generator(1)).sort().values.tolist()
+        ways[f"pieces cut at {cuts}"] = lambda module, x: _streamed(module, x, cuts, case.form)
+        ways["token by token"] = _token_by_token
+    return ways
+
+
+def in_all_ways(case: Case) -> Found:
+    found: Found = {}
+    for what, run in _ways(case).items():
+        found |= flat(what, *run(case.module(), case.inputs()))
+    return found
+
+
+def whole(case: Case) -> Wanted:
+    y, state = case.module()(case.inputs(), form="recurrent")
+    expected: Wanted = {}
+    for what in _ways(case):
+        expected |= expect(what, y, state)
+    return expected
 
 
 # ------------------------------------------------------------------ padding, packing, batching
 
 
-def check_padding(case: Case) -> float:
-    """Masked inputs are NaN here: they must not be looked at. A second call goes on from the state."""
-    module, worst = case.module(), 0.0
-    state: MixerState | None = None
-    alone: list[Any] = [None] * case.batch
+def _mask(case: Case, call: int) -> Tensor:
+    return torch.rand(case.batch, case.length, generator=case.generator(2 + call)) < 0.6
+
+
+def _goes_on(case: Case) -> Tensor:
+    """Which rows have a token in the step that follows."""
+    return torch.rand(case.batch, generator=case.generator(5)) < 0.6
+
+
+def padded(case: Case) -> Found:
+    """Masked inputs are NaN here: they must not be looked at. A second call goes on from the state, and then
+    one step."""
+    module = case.module()
+    found: Found = {}
+    state: Any = None
     for call in range(2 if case.causal else 1):
-        x = case.inputs(call)
-        mask = torch.rand(case.batch, case.length, generator=case.generator(2 + call)) < 0.6
+        x, mask = case.inputs(call), _mask(case, call)
         y, state = module(x.masked_fill(~mask[..., None], math.nan), state, mask=mask, form=case.form)
-        if (y[~mask] != 0).any():
-            raise Counterexample(f"outputs at padding are not 0, mask {mask.int().tolist()}, for {case}")
+        found[f"call {call}, outputs at padding"] = y[~mask]
         for b in range(case.batch):
             what = f"call {call}, mask {mask[b].int().tolist()}, row {b}"
-            y_alone, alone[b] = module(x[b : b + 1, mask[b]], alone[b], form="recurrent")
-            worst = max(
-                worst,
-                compare_outputs(what, case, y[b : b + 1, mask[b]], y_alone),
-                compare_states(what, case, _rows(state, b, b + 1), alone[b]),
-            )
-    if not case.causal:
-        return worst
-    x_t = case.inputs(9)[:, 0]
-    now = torch.rand(case.batch, generator=case.generator(5)) < 0.6
-    y_t, after = module.step(x_t.masked_fill(~now[:, None], math.nan), state, mask=now)
-    for b in range(case.batch):
-        what = f"step, mask {now.int().tolist()}, row {b}"
-        expected = torch.zeros(1, WIDTH), alone[b]
-        if now[b]:
-            expected = module.step(x_t[b : b + 1], alone[b])
-        worst = max(
-            worst,
-            compare_outputs(what, case, y_t[b : b + 1], expected[0]),
-            compare_states(what, case, _rows(after, b, b + 1), expected[1]),
-        )
-    return worst
+            found |= flat(what, y[b : b + 1, mask[b]], _rows(state, b, b + 1))
+    if case.causal:
+        now = _goes_on(case)
+        y_t, after = module.step(case.inputs(9)[:, 0].masked_fill(~now[:, None], math.nan), state, mask=now)
+        for b in range(case.batch):
+            found |= flat(f"step, row {b} of {now.int().tolist()}", y_t[b : b + 1], _rows(after, b, b + 1))
+    return found
 
 
-def check_packing(case: Case) -> float:
-    """Two packed calls, the second going on from the states of the first."""
-    module, worst, n = case.module(), 0.0, 3
-    state: MixerState | None = None
-    alone: list[Any] = [None] * n
+def unpadded(case: Case) -> Wanted:
+    module = case.module()
+    expected: Wanted = {}
+    states: list[Any] = [None] * case.batch
     for call in range(2 if case.causal else 1):
+        x, mask = case.inputs(call), _mask(case, call)
+        nothing = torch.zeros(int((~mask).sum()), WIDTH, dtype=x.dtype)
+        expected[f"call {call}, outputs at padding"] = Expected(nothing, 1.0, 0.0)
+        for b in range(case.batch):
+            what = f"call {call}, mask {mask[b].int().tolist()}, row {b}"
+            y, states[b] = module(x[b : b + 1, mask[b]], states[b], form="recurrent")
+            expected |= expect(what, y, states[b])
+    if case.causal:
+        x_t, now = case.inputs(9)[:, 0], _goes_on(case)
+        for b in range(case.batch):
+            y_t, after = torch.zeros(1, WIDTH, dtype=x_t.dtype), states[b]
+            if now[b]:
+                y_t, after = module.step(x_t[b : b + 1], states[b])
+            expected |= expect(f"step, row {b} of {now.int().tolist()}", y_t, after)
+    return expected
+
+
+SEQUENCES = 3  # packed together
+
+
+def _offsets(case: Case, call: int) -> list[int]:
+    cuts = torch.randint(0, case.length + 1, (SEQUENCES - 1,), generator=case.generator(3 + call))
+    return [0, *cuts.sort().values.tolist(), case.length]
+
+
+def packed(case: Case) -> Found:
+    """Two packed calls, the second going on from the states of the first."""
+    module = case.module()
+    found: Found = {}
+    state: Any = None
+    for call in range(2 if case.causal else 1):
+        offsets = _offsets(case, call)
         x = case.inputs(call)[:1]
-        cuts = torch.randint(0, case.length + 1, (n - 1,), generator=case.generator(3 + call))
-        offsets = [0, *cuts.sort().values.tolist(), case.length]
         y, state = module(x, state, cu_seqlens=torch.tensor(offsets), form=case.form)
         for i, (a, b) in enumerate(itertools.pairwise(offsets)):
-            what = f"call {call}, offsets {offsets}, sequence {i}"
-            y_alone, alone[i] = module(x[:, a:b], alone[i], form="recurrent")
-            worst = max(
-                worst,
-                compare_outputs(what, case, y[:, a:b], y_alone),
-                compare_states(what, case, _rows(state, i, i + 1), alone[i]),
-            )
-    return worst
+            found |= flat(f"call {call}, offsets {offsets}, sequence {i}", y[:, a:b], _rows(state, i, i + 1))
+    return found
 
 
-def check_batching(case: Case) -> float:
-    module, x, worst = case.module(), case.inputs(), 0.0
-    y, state = module(x, form=case.form)
+def apart(case: Case) -> Wanted:
+    module = case.module()
+    expected: Wanted = {}
+    states: list[Any] = [None] * SEQUENCES
+    for call in range(2 if case.causal else 1):
+        offsets = _offsets(case, call)
+        x = case.inputs(call)[:1]
+        for i, (a, b) in enumerate(itertools.pairwise(offsets)):
+            y, states[i] = module(x[:, a:b], states[i], form="recurrent")
+            expected |= expect(f"call {call}, offsets {offsets}, sequence {i}", y, states[i])
+    return expected
+
+
+def together(case: Case) -> Found:
+    y, state = case.module()(case.inputs(), form=case.form)
+    assert state is not None
+    found: Found = {}
     for b in range(case.batch):
-        y_alone, alone = module(x[b : b + 1], form=case.form)
-        worst = max(
-            worst,
-            compare_outputs(f"row {b}", case, y[b : b + 1], y_alone),
-            compare_states(f"row {b}", case, _rows(state, b, b + 1), alone),
-        )
-    return worst
+        found |= flat(f"row {b}", y[b : b + 1], _rows(state, b, b + 1))
+    return found
 
 
-def check_gradients(case: Case) -> float:
-    """Of all parameters and the inputs; whole, by every form, and in two pieces."""
+def alone(case: Case) -> Wanted:
+    module, x = case.module(), case.inputs()
+    expected: Wanted = {}
+    for b in range(case.batch):
+        expected |= expect(f"row {b}", *module(x[b : b + 1], form=case.form))
+    return expected
+
+
+# ------------------------------------------------------------------ later inputs, gradients, papers
+
+
+def _seen(case: Case) -> int:
+    return int(torch.randint(1, case.length + 1, (), generator=case.generator(7)))
+
+
+def another_future(case: Case) -> Found:
+    n, x = _seen(case), case.inputs()
+    y, _ = case.module()(torch.cat([x[:, :n], case.inputs(8)[:, n:]], 1), form=case.form)
+    return {f"the first {n} outputs": y[:, :n]}
+
+
+def its_future(case: Case) -> Wanted:
+    n = _seen(case)
+    y, _ = case.module()(case.inputs(), form=case.form)
+    return {f"the first {n} outputs": wanted(y[:, :n])}
+
+
+def _gradients(case: Case, run: Callable[[Mixer, Tensor], Run]) -> dict[str, Tensor]:
+    """Of all parameters that count, and of the inputs."""
     module = copy.deepcopy(case.module()).requires_grad_()
     x = case.inputs().requires_grad_()
     weight = torch.randn(x.shape, generator=case.generator(6), dtype=torch.float64)
     leaves = {"x": x, **dict(module.named_parameters())}
+    loss = (run(module, x)[0] * weight).sum()
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
 
-    def gradients(y: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad((y * weight).sum(), list(leaves.values()), allow_unused=True)
 
-    reference, worst = gradients(module(x, form="recurrent")[0]), 0.0
-    largest = max(float(g.abs().amax()) for g in reference if g is not None)
-    ways = {f"form {case.form}": module(x, form=case.form)[0]}
+def _ways_of_gradients(case: Case) -> dict[str, Callable[[Mixer, Tensor], Run]]:
+    ways: dict[str, Callable[[Mixer, Tensor], Run]] = {
+        f"form {case.form}": lambda module, x: module(x, form=case.form)
+    }
     if case.causal:
-        pieces, _ = _streamed(module, x, [case.length // 2], case.form)
-        ways[f"two pieces, form {case.form}"] = pieces
-    for what, y in ways.items():
-        for name, g, expected in zip(leaves, gradients(y), reference, strict=True):
-            if expected is not None:
-                assert g is not None
-                where = f"{what}, gradient of {name}"
-                worst = max(worst, compare(where, case, g, expected, largest, TOLERANCE))
-    return worst
+        what = f"two pieces, form {case.form}"
+        ways[what] = lambda module, x: _streamed(module, x, [case.length // 2], case.form)
+    return ways
 
 
-def check_paper(case: Case, paper: Paper | None = None) -> float:
-    module, x, worst = case.module(), case.inputs(), 0.0
-    y, _ = module(x, form=case.form)
-    for b in range(case.batch):
-        expected = (paper or PAPERS[case.name])(module, x[b])
-        worst = max(worst, compare_outputs(f"row {b}, the paper's loop", case, y[b], expected))
-    return worst
+def gradients(case: Case) -> Found:
+    found: Found = {}
+    for what, run in _ways_of_gradients(case).items():
+        found |= {f"{what}, gradient of {name}": g for name, g in _gradients(case, run).items()}
+    return found
+
+
+def gradients_of_recurrent(case: Case) -> Wanted:
+    """What an error is measured by is the largest gradient of all."""
+    reference = _gradients(case, lambda module, x: module(x, form="recurrent"))
+    largest = max(float(g.abs().amax()) for g in reference.values())
+    expected: Wanted = {}
+    for what in _ways_of_gradients(case):
+        for name, g in reference.items():
+            expected[f"{what}, gradient of {name}"] = Expected(g, largest, TOLERANCE)
+    return expected
+
+
+def outputs(case: Case) -> Found:
+    y, _ = case.module()(case.inputs(), form=case.form)
+    return {f"row {b}": y[b] for b in range(case.batch)}
+
+
+def on_paper(case: Case, paper: Paper | None = None) -> Wanted:
+    module, x, loop = case.module(), case.inputs(), paper or PAPERS[case.name]
+    return {f"row {b}": wanted(loop(module, x[b])) for b in range(case.batch)}
 
 
 # ------------------------------------------------------------------ real text
 
 
-def _on_text(name: str) -> Callable[[Budget, Tally], None]:
+def _on_text(name: str) -> Check:
     """Two layers with residual connections on the embedded bytes, in float32."""
 
     def check(budget: Budget, tally: Tally) -> None:
@@ -431,85 +513,153 @@ def _on_text(name: str) -> Callable[[Budget, Tally], None]:
                             y = y + out
                     outputs.append(y)
                     i += size
-                return torch.cat(outputs, 1)
+                found = torch.cat(outputs, 1)
+                tally.record(found)
+                return found
 
-            reference = run([length])
+            reference = wanted(run([length]), 1e-4)
             ragged = [7, 32, length - 39]
             for what, pieces in {
                 "prefill in pieces": ragged,
                 "decoded token by token": [1] * length,
                 "prefill of half, then decoded": [length // 2] + [1] * (length - length // 2),
             }.items():
-                tally.error(compare_outputs(what, where, run(pieces), reference, 1e-4))
+                tally.error(agree(where, {what: run(pieces)}, {what: reference}))
 
     return check
 
 
 # ------------------------------------------------------------------ the theorems
 
-CHECKS: dict[str, tuple[str, Callable[[Case], float]]] = {
-    "streaming": (
+
+class Property(NamedTuple):
+    """What is stated of a mixer: in words and as a formula, of which two sides."""
+
+    statement: str
+    formula: str
+    left: Side
+    right: Side
+
+
+RECURRENT = Side("the mixer in the recurrent form, all at once", whole)
+PADDED = Side("the mixer on padded rows, whose padding is NaN, with their mask", padded)
+UNPADDED = Side("each row without its padding, alone, in the recurrent form", unpadded)
+PACKED = Side("the mixer on packed sequences, with cu_seqlens", packed)
+APART = Side("each sequence apart, in the recurrent form", apart)
+OF_RECURRENT = Side("torch.autograd through the recurrent form", gradients_of_recurrent)
+OF_FORMS = "∂<w, M_form(x; θ)>/∂(x, θ) = ∂<w, M_recurrent(x; θ)>/∂(x, θ)"
+
+CHECKS: dict[str, Property] = {
+    "streaming": Property(
         "A whole sequence by any form, any split of it into pieces, and token by token by `step` are the "
         "same function: outputs and state.",
-        check_streaming,
+        "M(x_1 … x_T, s_0) = M(x_1 … x_c, s_0) then M(x_{c+1} … x_T, s_c) = step(x_T, … step(x_1, s_0))",
+        Side("the mixer in any form, in pieces cut anywhere, and token by token", in_all_ways),
+        RECURRENT,
     ),
-    "padding": (
+    "padding": Property(
         "Padding anywhere in a row changes nothing: outputs and state are those of the row without it, also "
         "when a later call, or a masked step, goes on from that state. Padded inputs (NaN, in these "
         "examples) are not looked at, and outputs there are 0.",
-        check_padding,
+        "M(x, s; m)[m] = M(x[m], s),  M(x, s; m)[¬m] = 0",
+        PADDED,
+        UNPADDED,
     ),
-    "packing": (
+    "packing": Property(
         "Packed sequences are the sequences run apart, also when a later packed call goes on; empty ones "
         "included.",
-        check_packing,
+        "M(x¹ x² x³, (s¹, s², s³); offsets) = M(x¹, s¹), M(x², s²), M(x³, s³)",
+        PACKED,
+        APART,
     ),
-    "batching": ("A row of a batch is that row alone.", check_batching),
-    "gradients": (
+    "batching": Property(
+        "A row of a batch is that row alone.",
+        "M((x¹, …, x^B))^b = M(x^b)",
+        Side("the rows of a batch, in any form", together),
+        Side("each row alone, in the same form", alone),
+    ),
+    "causality": Property(
+        "No output depends on a later input.",
+        "x_s = x'_s for all s ≤ t ⇒ M(x)_s = M(x')_s for all s ≤ t",
+        Side("the first outputs, in any form, when other inputs follow", another_future),
+        Side("the first outputs of the sequence, in the same form", its_future),
+    ),
+    "gradients": Property(
         "The gradients of all parameters and inputs do not depend on the form, nor on a split into pieces.",
-        check_gradients,
+        OF_FORMS,
+        Side("torch.autograd through any form, whole and in two pieces", gradients),
+        OF_RECURRENT,
     ),
 }
 # What is left of them for a mixer without a state.
-STATELESS: dict[str, tuple[str, Callable[[Case], float]]] = {
-    "forms": ("All forms are the same function.", check_streaming),
-    "padding": (
+STATELESS: dict[str, Property] = {
+    "forms": Property(
+        "All forms are the same function.",
+        "M_form(x) = M_recurrent(x)",
+        Side("the mixer in any form", in_all_ways),
+        RECURRENT,
+    ),
+    "padding": Property(
         "Padding anywhere in a row changes nothing: outputs are those of the row without it. Padded inputs "
         "(NaN, in these examples) are not looked at, and outputs there are 0.",
-        check_padding,
+        "M(x; m)[m] = M(x[m]),  M(x; m)[¬m] = 0",
+        PADDED,
+        UNPADDED,
     ),
-    "packing": ("Packed sequences are the sequences run apart; empty ones included.", check_packing),
+    "packing": Property(
+        "Packed sequences are the sequences run apart; empty ones included.",
+        "M(x¹ x² x³; offsets) = M(x¹), M(x²), M(x³)",
+        PACKED,
+        APART,
+    ),
     "batching": CHECKS["batching"],
-    "gradients": ("The gradients of all parameters and inputs do not depend on the form.", check_gradients),
+    "gradients": Property(
+        "The gradients of all parameters and inputs do not depend on the form.",
+        OF_FORMS,
+        Side("torch.autograd through any form", gradients),
+        OF_RECURRENT,
+    ),
+}
+REASONS = {
+    "exact": "no polynomial map: norms, gates, feature maps; forms/* and gradients/* have the core of it",
+    "bitwise": "norms, gates and feature maps round",
+    "coq": "the model has the core alone: see forms/*",
 }
 
 
-def _theorem(name: str, property: str, statement: str, check: Callable[[Case], float]) -> Theorem:
-    def run(budget: Budget, tally: Tally) -> None:
-        run_examples(budget, tally, cases(name), check, 15, 100)
-
-    over = f"float64, random parameters, {len(VARIANTS.get(name, ({},)))} configurations, B to 3, T to 12"
-    return Theorem(f"mixers/{name}/{property}", statement, over, {"property": run})
+def _theorem(name: str, property: str, stated: Property) -> Theorem:
+    count = len(VARIANTS.get(name, ({},)))
+    configurations = "one configuration" if count == 1 else f"{count} configurations"
+    text = f"mixers/{name}/streaming has it" if REGISTRY[name].causal else "no state to decode from"
+    found = Theorem(
+        f"mixers/{name}/{property}",
+        stated.statement,
+        f"float64, random parameters, {configurations}, B to 3, T to 12",
+        {"property": drawn(cases(name), 15, 100)},
+        stated.formula,
+        stated.left,
+        stated.right,
+        reasons=REASONS | {"text": text},
+    )
+    if property != "streaming":
+        return found
+    over = "bytes of English prose, embedded at random; two layers with residuals; float32, to 1e-4"
+    return found.also("text", _on_text(name), over)
 
 
 def theorems() -> Collection:
     """Those of every mixer in the registry."""
     found = Collection()
     for name, entry in REGISTRY.items():
+        stated = {}
         if name in PAPERS:
-            statement = f"The mixer is the recurrence of its paper ({entry.paper}), written as a plain loop."
-            found.add(_theorem(name, "paper", statement, check_paper))
-        for property, (statement, check) in (CHECKS if entry.causal else STATELESS).items():
-            found.add(_theorem(name, property, statement, check))
-        if not entry.causal:
-            continue
-        found.add(
-            Theorem(
-                f"mixers/{name}/text",
-                "On real text, prefill, prefill in pieces and decoding token by token are the same, to 1e-4 "
-                "in float32.",
-                "English prose, bytes embedded at random, two layers with residual connections",
-                {"text": _on_text(name)},
+            stated["paper"] = Property(
+                f"The mixer is the recurrence of its paper ({entry.paper}), written as a plain loop.",
+                "M(x)_t = y_t of the paper's recurrence, with the weights of M",
+                Side("the mixer in any form", outputs),
+                Side("the paper's loop, in equivalence/theorems/papers, in float64", on_paper),
             )
-        )
+        stated |= CHECKS if entry.causal else STATELESS
+        for property, what in stated.items():
+            found.add(_theorem(name, property, what))
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels import OuterDecay, step
 from ..text import notes_elsewhere
-from ..theorem import Budget, Collection, Counterexample, Tally
+from ..theorem import Budget, Collection, Counterexample, Side, Tally
 from .examples import (
     DECAYS,
     FORMS,
@@ -21,48 +21,56 @@ from .examples import (
     VALUE_DECAYS,
     Arguments,
     Case,
+    Expected,
     Scale,
     absolute,
+    agree,
     arguments,
+    both,
     cases,
-    compare,
-    compare_both,
+    drawn,
+    expect_both,
     loop,
+    looped,
     run_examples,
 )
 
-THEOREMS = Collection()
+THEOREMS = Collection({"text": "of the core alone; mixers/*/streaming run it on text"})
 
 OVER = (
     "random shapes (T from 0 to 20), heads shared or not, decays none, constant, scalar, vector, dt·A, over "
     "values, with values 0, -1000 and -inf among them, both reads and directions, all chunk sizes"
 )
+THROUGH = "the public operator, kernels.recurrence, in every form"
+LOOP = "a plain loop in float64, which shares no code with the core"
+SEES_ROUNDING = {"exact": "states what rounding does, of which field elements have none"}
 
-Check = Callable[[Case], float]
+Found = dict[str, Tensor]
+Wanted = dict[str, Expected]
 
 
-def _forms(dtype: torch.dtype) -> Check:
-    def check(case: Case) -> float:
+def _by_forms(names: tuple[str, ...]) -> Callable[[Case], Found]:
+    def run(case: Case) -> Found:
         x = arguments(case)
-        reference, scale = loop(x), Scale(x)
-        tolerance = TOLERANCE[dtype]
-        wide = TOLERANCE[torch.promote_types(dtype, torch.float32)]
-        return max(
-            compare_both(f"the {form} form", case, x.run(form), reference, scale, tolerance, wide)
-            for form in FORMS
-        )
+        found: Found = {}
+        for form in names:
+            found |= both(f"the {form} form", x.run(form))
+        return found
 
-    return check
+    return run
 
 
-def _property(name: str, statement: str, over: str, check: Check, drawn: Any, quick: int, full: int) -> None:
-    def run(budget: Budget, tally: Tally) -> None:
-        run_examples(budget, tally, drawn, check, quick, full)
+def _by_loop(names: tuple[str, ...]) -> Callable[[Case], Wanted]:
+    def run(case: Case) -> Wanted:
+        reference, scale = looped(case)
+        wanted: Wanted = {}
+        for form in names:
+            wanted |= expect_both(f"the {form} form", reference, scale, case.dtype)
+        return wanted
 
-    THEOREMS(f"operator/{name}", statement, over, "property")(run)
+    return run
 
 
-_SAME = "All forms are the recurrence, written as a plain loop in float64,"
 for _dtype, _how in {
     torch.float64: "to 1e-12",
     torch.float32: "to 1e-5",
@@ -70,14 +78,24 @@ for _dtype, _how in {
     torch.float16: "to the rounding of their outputs to float16, with the state to 1e-5",
 }.items():
     _name = str(_dtype).removeprefix("torch.")
-    _property(
-        f"forms-{_name}",
-        f"{_SAME} {_how} of the largest output that each head has when nothing cancels; all finite.",
+    THEOREMS(
+        f"operator/forms-{_name}",
+        f"All forms are the recurrence, written as a plain loop in float64, {_how} of the largest output "
+        "that each head has when nothing cancels; all finite.",
         OVER,
-        _forms(_dtype),
-        cases(_dtype),
-        *((30, 400) if _dtype in (torch.float64, torch.float32) else (12, 100)),
-    )
+        "property",
+        formula="|o − ô| ≤ ε max_{t,v} R(|q|, |k|, |v|),  ô in " + _name,
+        left=Side(f"{THROUGH}, in {_name}", _by_forms(FORMS)),
+        right=Side(LOOP, _by_loop(FORMS)),
+        reasons=SEES_ROUNDING,
+    )(drawn(cases(_dtype), *((30, 400) if _dtype in (torch.float64, torch.float32) else (12, 100))))
+
+
+# What the exact theorems state, of floating point numbers and through the public operator.
+for _form in ("recurrent", "parallel", "chunk", "scan"):
+    THEOREMS.also(
+        f"forms/{_form}", "property", f"float64, through kernels.recurrence, against a loop; {OVER}"
+    )(drawn(cases(), 30, 400, (_by_forms((_form,)), _by_loop((_form,)))))
 
 
 # ------------------------------------------------------------------ masks, packing, splitting, steps
@@ -95,75 +113,93 @@ def _row(x: Arguments, b: int) -> Arguments:
     return cut if S is None else cut.but(initial_state=S[b : b + 1])
 
 
-def _check_mask(case: Case) -> float:
+def _masked(case: Case) -> Found:
     """What lies at masked steps is NaN here: it must not be looked at."""
-    x, mask, worst = arguments(case), _mask_of(case), 0.0
+    x, mask = arguments(case), _mask_of(case)
 
     def poison(y: Tensor) -> Tensor:
         return y.masked_fill(~mask.reshape(mask.shape + (1,) * (y.ndim - 2)), math.nan)
 
     poisoned = x.in_time(poison).but(q=x.q)
+    found: Found = {}
     for form in FORMS:
         o, S = poisoned.run(form, mask=mask)
         if not o.isfinite().all():
             raise Counterexample(f"the {form} form lets NaN of masked steps through, for {case}")
         for b in range(case.batch):
-            now = mask[b]
-            alone = _row(x, b).in_time(lambda y, now=now: y[:, now])  # type: ignore[misc]
-            what = f"the {form} form, mask {now.int().tolist()}, row {b}"
-            found, scale = (o[b : b + 1, now], S[b : b + 1]), Scale(alone)
-            worst = max(worst, compare_both(what, case, found, loop(alone), scale, TOLERANCE[case.dtype]))
-    return worst
+            found |= both(f"the {form} form, row {b}", (o[b : b + 1, mask[b]], S[b : b + 1]))
+    return found
 
 
-_property(
-    "mask",
-    "A masked step leaves the state untouched: outputs and state are those of the sequence without it. "
-    "What k, v and the decays hold there (NaN, in these examples) has no influence.",
-    f"{OVER}, random masks",
-    _check_mask,
-    cases(longest=12),
-    12,
-    150,
-)
+def _without(case: Case) -> Wanted:
+    x, mask = arguments(case), _mask_of(case)
+    wanted: Wanted = {}
+    for b in range(case.batch):
+        alone = _row(x, b).in_time(lambda y, now=mask[b]: y[:, now])  # type: ignore[misc]
+        reference, scale = loop(alone), Scale(alone)
+        for form in FORMS:
+            wanted |= expect_both(f"the {form} form, row {b}", reference, scale, case.dtype)
+    return wanted
 
 
-def _check_packed(case: Case) -> float:
-    x = arguments(case)
+THEOREMS.also(
+    "forms/mask",
+    "property",
+    f"float64, through kernels.recurrence, against a loop; k, v and decays are NaN at masked steps; {OVER}, "
+    "random masks",
+)(drawn(cases(longest=12), 12, 150, (_masked, _without)))
+
+
+def _offsets(case: Case) -> tuple[list[int], Tensor | None]:
+    """Where packed sequences begin and end, and their initial states."""
     g = torch.Generator().manual_seed(case.seed + 2)
     cuts = torch.randint(0, case.length + 1, (3,), generator=g).sort().values.tolist()
-    offsets = [0, *cuts, case.length]
     S0 = None
     if case.initial:
         S0 = torch.randn(4, case.heads[0], case.key_dim, case.value_dim, generator=g, dtype=torch.float64)
-    whole, worst = x.but(initial_state=S0), 0.0
+    return [0, *cuts, case.length], S0
+
+
+def _packed(case: Case) -> Found:
+    offsets, S0 = _offsets(case)
+    whole = arguments(case).but(initial_state=S0)
+    found: Found = {}
     for form in FORMS:
         o, S = whole.run(form, cu_seqlens=torch.tensor(offsets))
         for n, (i, j) in enumerate(itertools.pairwise(offsets)):
-            alone = x.in_time(lambda y, i=i, j=j: y[:, i:j])  # type: ignore[misc]
-            alone = alone.but(initial_state=None if S0 is None else S0[n : n + 1])
+            found |= both(f"the {form} form, offsets {offsets}, sequence {n}", (o[:, i:j], S[n : n + 1]))
+    return found
+
+
+def _apart(case: Case) -> Wanted:
+    offsets, S0 = _offsets(case)
+    x = arguments(case)
+    wanted: Wanted = {}
+    for n, (i, j) in enumerate(itertools.pairwise(offsets)):
+        alone = x.in_time(lambda y, i=i, j=j: y[:, i:j])  # type: ignore[misc]
+        alone = alone.but(initial_state=None if S0 is None else S0[n : n + 1])
+        reference, scale = loop(alone), Scale(alone)
+        for form in FORMS:
             what = f"the {form} form, offsets {offsets}, sequence {n}"
-            found = o[:, i:j], S[n : n + 1]
-            worst = max(
-                worst, compare_both(what, case, found, loop(alone), Scale(alone), TOLERANCE[case.dtype])
-            )
-    return worst
+            wanted |= expect_both(what, reference, scale, case.dtype)
+    return wanted
 
 
-_property(
-    "packed",
+THEOREMS(
+    "operator/packed",
     "Packed sequences are the sequences run apart, each from its own initial state; empty ones included.",
     f"{OVER}, four sequences of random lengths",
-    _check_packed,
-    cases().map(lambda c: Case(**{**c.__dict__, "batch": 1})),
-    12,
-    150,
-)
+    "property",
+    formula="R(x¹ x² …, S_0¹, S_0², …; offsets) = R(x¹, S_0¹), R(x², S_0²), …",
+    left=Side(f"{THROUGH}, with cu_seqlens", _packed),
+    right=Side(f"{LOOP}, on each sequence", _apart),
+    reasons={"exact": "forms/reset has the core of it"},
+)(drawn(cases().map(lambda c: Case(**{**c.__dict__, "batch": 1})), 12, 150))
 
 
-def _check_split(case: Case) -> float:
+def _in_pieces(case: Case) -> Found:
     x = arguments(case)
-    reference, scale, worst = loop(x), Scale(x), 0.0
+    found: Found = {}
     for i, cut in enumerate(range(0, case.length + 1, 3)):
         parts = [x.in_time(lambda y, s=s: y[:, s]) for s in (slice(0, cut), slice(cut, None))]  # type: ignore[misc]
         first, second = reversed(parts) if case.reverse else parts
@@ -171,27 +207,31 @@ def _check_split(case: Case) -> float:
         o1, S = first.run(forms[0])
         o2, S = second.but(initial_state=S).run(forms[1])
         o = torch.cat([o2, o1] if case.reverse else [o1, o2], 1)
-        what = f"{forms[0]}, split after {cut}, then {forms[1]}"
-        worst = max(worst, compare_both(what, case, (o, S), reference, scale, TOLERANCE[case.dtype]))
-    return worst
+        found |= both(f"{forms[0]}, split after {cut}, then {forms[1]}", (o, S))
+    return found
 
 
-_property(
-    "split",
-    "A sequence run in two pieces, of any forms and lengths, is the sequence run at once.",
-    OVER,
-    _check_split,
-    cases(),
-    15,
-    200,
-)
+def _at_once(case: Case) -> Wanted:
+    reference, scale = looped(case)
+    wanted: Wanted = {}
+    for i, cut in enumerate(range(0, case.length + 1, 3)):
+        forms = FORMS[(case.seed + i) % 5], FORMS[(case.seed + i // 5) % 5]
+        wanted |= expect_both(f"{forms[0]}, split after {cut}, then {forms[1]}", reference, scale, case.dtype)
+    return wanted
 
 
-def _check_step(case: Case) -> float:
-    x, mask = arguments(case), _mask_of(case)
-    if case.seed % 2:
-        mask = torch.ones_like(mask)
-    reference = x.run("recurrent", mask=mask)
+THEOREMS.also(
+    "forms/split", "property", f"float64, through kernels.recurrence, against a loop at once; {OVER}"
+)(drawn(cases(), 15, 200, (_in_pieces, _at_once)))
+
+
+def _step_mask(case: Case) -> Tensor:
+    mask = _mask_of(case)
+    return torch.ones_like(mask) if case.seed % 2 else mask
+
+
+def _token_by_token(case: Case) -> Found:
+    x, mask = arguments(case), _step_mask(case)
     S, outputs = x.initial_state, []
     for t in range(case.length):
         la, lb = x.log_decay, x.log_decay_v
@@ -213,54 +253,60 @@ def _check_step(case: Case) -> float:
         )
         outputs.append(o)
     assert S is not None
-    found = torch.stack(outputs, 1), S
-    return compare_both("step by step", case, found, reference, Scale(x), TOLERANCE[case.dtype])
+    return both("step by step", (torch.stack(outputs, 1), S))
 
 
-_property(
-    "step",
+def _sequence(case: Case) -> Wanted:
+    x = arguments(case)
+    reference = x.run("recurrent", mask=_step_mask(case))
+    return expect_both("step by step", reference, Scale(x), case.dtype)
+
+
+THEOREMS(
+    "operator/step",
     "`step`, token by token, is `recurrence` over the sequence; also where steps are masked.",
     OVER,
-    _check_step,
-    cases(shortest=1).map(lambda c: Case(**{**c.__dict__, "reverse": False})),
-    15,
-    200,
-)
+    "property",
+    formula="step(x_T, … step(x_2, step(x_1, S_0))) = R(x_1 … x_T, S_0)",
+    left=Side("kernels.step, token by token", _token_by_token),
+    right=Side("kernels.recurrence over the sequence", _sequence),
+)(drawn(cases(shortest=1).map(lambda c: Case(**{**c.__dict__, "reverse": False})), 15, 200))
 
 
-def _check_reverse(case: Case) -> float:
+def _flipped(case: Case) -> Found:
     x = arguments(case)
+    found: Found = {}
     flipped = x.in_time(lambda y: y.flip(1)).but(reverse=not x.reverse)
-    scale, worst = Scale(x), 0.0
     for form in FORMS:
         o, S = flipped.run(form)
-        found = o.flip(1), S
-        worst = max(
-            worst, compare_both(f"the {form} form", case, found, x.run(form), scale, TOLERANCE[case.dtype])
-        )
-    return worst
+        found |= both(f"the {form} form", (o.flip(1), S))
+    return found
 
 
-_property(
-    "reverse",
-    "Reversed time is the reversed sequence, reversed.",
-    OVER,
-    _check_reverse,
-    cases(),
-    10,
-    150,
+def _unflipped(case: Case) -> Wanted:
+    x = arguments(case)
+    wanted: Wanted = {}
+    for form in FORMS:
+        wanted |= expect_both(f"the {form} form", x.run(form), looped(case)[1], case.dtype)
+    return wanted
+
+
+THEOREMS.also("forms/reverse", "property", f"float64, through kernels.recurrence; {OVER}")(
+    drawn(cases(), 10, 150, (_flipped, _unflipped))
 )
 
 
 # ------------------------------------------------------------------ heads and memory
 
 
-def _check_heads(case: Case) -> float:
-    """Every operand is made to have all heads; then the heads are put in another order."""
-    x = arguments(case)
-    H = case.heads[0]
-    g = torch.Generator().manual_seed(case.seed + 3)
-    order = torch.randperm(H, generator=g)
+def _order_of_heads(case: Case) -> Tensor:
+    return torch.randperm(case.heads[0], generator=torch.Generator().manual_seed(case.seed + 3))
+
+
+def _other_heads(case: Case) -> Found:
+    """Every operand is made to have all heads; then the heads are put in another order, and back."""
+    x, order = arguments(case), _order_of_heads(case)
+    H, back = case.heads[0], torch.argsort(order)
     full = x.but(q=x.q.repeat_interleave(H // x.q.shape[2], 2), k=x.k.repeat_interleave(H // x.k.shape[2], 2))
 
     def permuted(name: str, y: Tensor) -> Tensor:
@@ -269,32 +315,34 @@ def _check_heads(case: Case) -> float:
             axis = 0 if name in DECAYS and y.ndim < 3 else 2
         return y.index_select(axis, order)
 
-    scale, worst = Scale(x), 0.0
+    found: Found = {}
     for form in FORMS:
-        o, S = x.run(form)
-        found = full.run(form)
-        worst = max(
-            worst, compare_both(f"repeated heads, {form}", case, found, (o, S), scale, TOLERANCE[case.dtype])
-        )
-        o2, S2 = full.map(permuted).run(form)
-        back = torch.argsort(order)
-        found = o2[:, :, back], S2[:, back]
-        worst = max(
-            worst, compare_both(f"permuted heads, {form}", case, found, (o, S), scale, TOLERANCE[case.dtype])
-        )
-    return worst
+        found |= both(f"repeated heads, {form}", full.run(form))
+        o, S = full.map(permuted).run(form)
+        found |= both(f"permuted heads, {form}", (o[:, :, back], S[:, back]))
+    return found
 
 
-_property(
-    "heads",
+def _own_heads(case: Case) -> Wanted:
+    x = arguments(case)
+    wanted: Wanted = {}
+    for form in FORMS:
+        for what in ("repeated", "permuted"):
+            wanted |= expect_both(f"{what} heads, {form}", x.run(form), looped(case)[1], case.dtype)
+    return wanted
+
+
+THEOREMS(
+    "operator/heads",
     "Heads are independent: permuted heads give permuted results, and a query or key head shared by several "
     "heads is the same as its copies.",
     OVER,
-    _check_heads,
-    cases(),
-    10,
-    150,
-)
+    "property",
+    formula="R(π q, π k, π v, π a, π S_0) = π R(q, k, v, a, S_0),  R(q, …) = R(repeat q, …)",
+    left=Side(f"{THROUGH}, with heads repeated, and permuted", _other_heads),
+    right=Side("the same with the heads as they are", _own_heads),
+    reasons={"exact": "the exact theorems have shared heads among their cases"},
+)(drawn(cases(), 10, 150))
 
 
 def _strided(_: str, y: Tensor) -> Tensor:
@@ -304,25 +352,25 @@ def _strided(_: str, y: Tensor) -> Tensor:
     return room[tuple(slice(1, None, 2) for _ in y.shape)]
 
 
-def _check_strides(case: Case) -> float:
-    x = arguments(case)
-    apart, scale, worst = x.map(_strided), Scale(x), 0.0
+def _spread_out(case: Case) -> Found:
+    apart = arguments(case).map(_strided)
+    found: Found = {}
     for form in FORMS:
-        what, tolerance = f"the {form} form, strided", TOLERANCE[case.dtype]
-        worst = max(worst, compare_both(what, case, apart.run(form), x.run(form), scale, tolerance))
-    return worst
+        found |= both(f"the {form} form", apart.run(form))
+    return found
 
 
-_property(
-    "strides",
+THEOREMS(
+    "operator/strides",
     "Results do not depend on how the operands lie in memory, and nothing between their elements is read "
     "(it is NaN, in these examples).",
     OVER,
-    _check_strides,
-    cases(),
-    8,
-    80,
-)
+    "property",
+    formula="R(strided x) = R(x)",
+    left=Side(f"{THROUGH}, on operands with gaps of NaN", _spread_out),
+    right=Side("the same on contiguous operands", _unflipped),
+    reasons={"exact": "field elements have no strides"},
+)(drawn(cases(), 8, 80))
 
 
 # ------------------------------------------------------------------ gradients
@@ -347,63 +395,84 @@ def _gradients(x: Arguments, run: Any, cotangents: tuple[Tensor, Tensor]) -> dic
     }
 
 
-def _check_gradients(case: Case) -> float:
+LOGS = ("log_decay", "log_decay_v")
+
+
+def _by_autograd(case: Case) -> Found:
+    """Of all operands, by every form."""
+    x = arguments(case)
+    found: Found = {}
+    for form in FORMS:
+        for name, d in _gradients(x, lambda y, form=form: y.run(form), _cotangents(case)).items():
+            what = f"the {form} form, gradient of {name}"
+            if name in LOGS and (d[x.leaves()[name] == -math.inf] != 0).any():
+                raise Counterexample(f"{what} is not 0 where the decay is, for {case}")
+            found[what] = d
+    return found
+
+
+def _of_loop(case: Case) -> Wanted:
     x = arguments(case)
     reference = _gradients(x, loop, _cotangents(case))
     # Every gradient is a sum of products, so that of the absolute values bounds what can cancel.
     scale = _gradients(absolute(x), loop, _cotangents(case, absolute=True))
-    worst = 0.0
+    wanted = {}
     for form in FORMS:
-        found = _gradients(x, lambda y, form=form: y.run(form), _cotangents(case))
-        for name, d in found.items():
-            what = f"the {form} form, gradient of {name}"
-            if name in ("log_decay", "log_decay_v") and (d[x.leaves()[name] == -math.inf] != 0).any():
-                raise Counterexample(f"{what} is not 0 where the decay is, for {case}")
+        for name, d in reference.items():
             largest = scale[name].abs().max() if d.numel() else 1.0
-            worst = max(worst, compare(what, case, d, reference[name], largest, 1e-11))
-    return worst
+            wanted[f"the {form} form, gradient of {name}"] = Expected(d, largest, 1e-11)
+    return wanted
 
 
-_property(
-    "gradients",
+THEOREMS(
+    "operator/gradients",
     "The gradients of all operands, by every form, are finite and those of the plain loop; exactly 0 for a "
     "log-decay of -inf.",
     OVER,
-    _check_gradients,
-    cases(longest=12, shortest=1),
-    15,
-    200,
-)
+    "property",
+    formula="∂x = ∂(<∂o, o> + <∂S_T, S_T>)/∂x,  x over q, k, v, log a (dt and A), log b, S_0",
+    left=Side(f"{THROUGH}, through torch.autograd", _by_autograd),
+    right=Side(f"autograd through {LOOP}", _of_loop),
+    reasons={"exact": "gradients/chunk, -/recurrent, -/scan and -/operands have it"},
+)(drawn(cases(longest=12, shortest=1), 15, 200))
 
 
-def _check_decay_gradient(case: Case) -> float:
-    """Element by element: the error of a decay's gradient is small against that very gradient."""
+def _decays_by_autograd(case: Case) -> Found:
+    return {what: d for what, d in _by_autograd(case).items() if what.rpartition(" ")[2] in LOGS}
+
+
+def _decays_of_loop(case: Case) -> Wanted:
+    """Element by element: an error is measured by the gradient of that very element when nothing cancels."""
     x = arguments(case)
     reference = _gradients(x, loop, _cotangents(case))
     scale = _gradients(absolute(x), loop, _cotangents(case, absolute=True))
-    worst = 0.0
+    wanted = {}
     for form in FORMS:
-        found = _gradients(x, lambda y, form=form: y.run(form), _cotangents(case))
-        for name in found:
-            if name in ("log_decay", "log_decay_v"):
-                what = f"the {form} form, gradient of {name}"
-                # float32 has nothing below 1e-38, and few digits near it
-                size = scale[name].double().abs() + 1e-30
-                worst = max(worst, compare(what, case, found[name], reference[name], size, 1e-4))
-    return worst
+        for name in set(LOGS) & reference.keys():
+            # float32 has nothing below 1e-38, and few digits near it
+            size = scale[name].double().abs() + 1e-30
+            wanted[f"the {form} form, gradient of {name}"] = Expected(reference[name], size, 1e-4)
+    return wanted
 
 
-_property(
-    "decay-gradient",
+THEOREMS(
+    "operator/decay-gradient",
     "In float32 the gradient of each log-decay has a small relative error of its own (1e-4 of what it is "
     "when nothing cancels), however strong the decay: nothing is subtracted on the way to it.",
     "scalar, constant and vector decays, over keys and over values, down to e^-50, -1000 and -inf; T to 20",
-    _check_decay_gradient,
-    cases(torch.float32, shortest=1).filter(
-        lambda c: c.key_decay not in ("none", "dt·A") or c.value_decay != "none"
-    ),
-    15,
-    200,
+    "property",
+    formula="|∂log a − ∂̂log a| ≤ 1e-4 ∂log a(|q|, |k|, |v|, |∂o|, |∂S_T|), element by element",
+    left=Side(f"{THROUGH}, through torch.autograd, in float32", _decays_by_autograd),
+    right=Side(f"autograd through {LOOP}", _decays_of_loop),
+    reasons=SEES_ROUNDING,
+)(
+    drawn(
+        cases(torch.float32, shortest=1).filter(
+            lambda c: c.key_decay not in ("none", "dt·A") or c.value_decay != "none"
+        ),
+        15,
+        200,
+    )
 )
 
 
@@ -469,7 +538,12 @@ def check_kernel(
             if e.__traceback__ is not None and e.__traceback__.tb_next is None:  # not from inside the kernel
                 refusals.append(e)
             raise
-        return compare_both("the kernel", case, found, loop(x), Scale(x), allowed)
+        reference, scale = loop(x), Scale(x)
+        wanted = {
+            "the kernel, outputs": Expected(reference[0], scale.outputs, allowed),
+            "the kernel, final state": Expected(reference[1], scale.state, allowed),
+        }
+        return agree(case, both("the kernel", found), wanted)
 
     tally = Tally()
     drawn = cases(dtype, shortest=1).map(

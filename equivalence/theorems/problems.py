@@ -1,10 +1,10 @@
-"""The recurrence on field elements: what the exact theorems range over, and how they compare."""
+"""The recurrence on field elements: what the exact theorems range over, and how their sides compare."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from ...kernels import delta, forms
 from ...kernels.order import AFTER, ALL_ORDERS, Order
 from ...kernels.steps import Slice, Steps
 from ..algebra import Element, Field, Integer, Log, differs
-from ..theorem import Budget, Counterexample, Tally
+from ..theorem import Budget, Check, Counterexample, Side, Tally
 
 KEY_DECAYS = ("none", "[H]", "[B,T,H]", "[B,T,H,K]", "dt·A")
 VALUE_DECAYS = ("none", "[H,V]", "[B,T,H,V]")
@@ -106,18 +106,28 @@ def steps(x: Operands, reverse: bool = False) -> Steps:
     return Steps(*x[:6], beta=x.beta, x=x.x, y=x.y, scale=x.scale, reverse=reverse)
 
 
-def run_form(form: str, p: Problem, x: Operands) -> tuple[Any, Any]:
-    """Outputs [B,T,H,V] and the final state, by the form that runs in production."""
+class Run(NamedTuple):
+    """What a recurrence returns."""
+
+    outputs: Any  # [B, T, H, V]
+    state: Any  # [B, H, K, V], after the last step
+
+
+def run_form(form: str, p: Problem, x: Operands) -> Run:
+    """Outputs and the final state, by the form that runs in production."""
     available = forms.FORMS if p.erasing == "none" else delta.FORMS
     pieces, state = available[form](steps(x, p.reverse), x.initial_state, p.order, p.block)
     outputs = torch.cat([piece.transpose(1, 2) for piece in pieces], 1)
-    return outputs.flip(1) if p.reverse else outputs, state
+    return Run(outputs.flip(1) if p.reverse else outputs, state)
 
 
-def definition(p: Problem, x: Operands) -> tuple[Any, Any]:
+def definition(p: Problem, x: Operands) -> Run:
     """The recurrence step by step, all in one block."""
-    whole = Problem(**{**p.__dict__, "block": max(p.length, 1)})
-    return run_form("recurrent", whole, x)
+    return run_form("recurrent", but(p, block=max(p.length, 1)), x)
+
+
+def but(p: Problem, **changes: Any) -> Problem:
+    return replace(p, **changes)
 
 
 def in_time(x: Operands, f: Any) -> Operands:
@@ -152,35 +162,107 @@ def equal(what: str, arguments: object, x: Any, y: Any, axes: str) -> None:
     if at is None:
         return
     if at == () and x.shape != y.shape:
-        raise Counterexample(f"{what} has shape {list(x.shape)}, not {list(y.shape)}, for {arguments}")
-    place = ", ".join(f"{axis} = {i}" for axis, i in zip(axes, at, strict=False))
-    raise Counterexample(f"{what} differ at {place}, for {arguments}")
+        raise Counterexample(f"{what}: shape {list(x.shape)}, not {list(y.shape)}, for {arguments}")
+    named = len(axes) == len(at)
+    place = ", ".join(f"{a} = {i}" for a, i in zip(axes, at, strict=True)) if named else f"{list(at)}"
+    raise Counterexample(f"{what}: both sides differ at {place}, for {arguments}")
 
 
-def pieces_are_whole(cases: Sequence[Problem], names: Sequence[str], budget: Budget, tally: Tally) -> None:
-    """Every place to split a sequence, each of the forms after each: in two pieces it is what it is at once.
+# ------------------------------------------------------------------ exact evidence: left = right, over cases
+
+
+class Case(NamedTuple):
+    """One identity: for what, the arguments of both sides, and the degree of the polynomials."""
+
+    where: object
+    arguments: tuple[Any, ...]
+    degree: int
+
+
+# The cases of a theorem, at random points that the generator gives.
+Cases = Callable[[Budget, np.random.Generator], Iterable[Case]]
+
+AXES = {"outputs": "bthv", "state": "bhkv"}
+
+
+def identity(cases: Cases) -> Check:
+    """Decorator: exact evidence that both sides of a theorem agree, from the cases that it is to hold for."""
+
+    def check(budget: Budget, tally: Tally) -> None:
+        for where, arguments, degree in cases(budget, budget.rng()):
+            same(where, tally.left(*arguments), tally.right(*arguments))
+            tally.exact(degree)
+
+    return check
+
+
+def same(where: object, left: Any, right: Any) -> None:
+    """All that the left side gives, by name, is what the right side gives.
 
     Raises:
-        Counterexample: it is not, or no sequence was long enough to split.
+        Counterexample: naming the case and the first place where they differ.
     """
-    rng = budget.rng()
-    for n, p in enumerate(cases):
+    x, y = (_named(side) for side in (left, right))
+    if x.keys() != y.keys():
+        raise Counterexample(f"one side gives {', '.join(x)}, the other {', '.join(y)}, for {where}")
+    for name in x:
+        if isinstance(x[name], Element):
+            equal(name, where, x[name], y[name], AXES.get(name.rpartition(", ")[2], ""))
+        elif x[name] != y[name]:
+            raise Counterexample(f"{name}: {x[name]} is not {y[name]}, for {where}")
+
+
+def _named(side: Any) -> Mapping[str, Any]:
+    if isinstance(side, Mapping):
+        return side
+    return side._asdict() if hasattr(side, "_asdict") else {"the sides": side}
+
+
+def split(one: str, two: str, cut: int, p: Problem, x: Operands) -> Run:
+    """In two pieces, by a form each, the state handed from the first to the second."""
+    early, late = (in_time(x, lambda y, s=s: y[:, s]) for s in (slice(None, cut), slice(cut, None)))
+    if p.reverse:
+        early, late = late, early
+    o1, S1 = run_form(one, p, early)
+    o2, S2 = run_form(two, p, late._replace(initial_state=S1))
+    return Run(torch.cat([o2, o1] if p.reverse else [o1, o2], 1), S2)
+
+
+IN_PIECES = Side("two pieces, each by any form, the state handed from the first to the second", split)
+AT_ONCE = Side("the sequence at once, step by step", lambda one, two, cut, p, x: definition(p, x))
+
+
+def splits(problems: Sequence[Problem], names: Sequence[str], rng: np.random.Generator) -> Iterator[Case]:
+    """Every place to split each sequence, each of the forms after each."""
+    for n, p in enumerate(problems):
         x = p.operands(rng)
-        o_ref, S_ref = definition(p, x)
         for cut in range(1, p.length):
-            early, late = (in_time(x, lambda y, s=s: y[:, s]) for s in (slice(None, cut), slice(cut, None)))
-            if p.reverse:
-                early, late = late, early
             one, two = names[(n + cut) % len(names)], names[(n + cut // len(names)) % len(names)]
-            o1, S1 = run_form(one, p, early)
-            o2, S2 = run_form(two, p, late._replace(initial_state=S1))
-            o = torch.cat([o2, o1] if p.reverse else [o1, o2], 1)
-            where = f"{one}, split after {cut}, then {two}; {p}"
-            equal("outputs in pieces and at once", where, o, o_ref, "bthv")
-            equal("final states in pieces and at once", where, S2, S_ref, "bhkv")
-            tally.exact(p.degree)
-    if tally.cases == 0:
-        raise Counterexample("no sequence was long enough to split")
+            yield Case(f"{one}, split after {cut}, then {two}; {p}", (one, two, cut, p, x), p.degree)
+
+
+def body_lengths(budget: Budget) -> Sequence[int]:
+    """Of the blocks that are proved one by one."""
+    return FEW_LENGTHS if budget.quick else range(1, 65)
+
+
+FEW_LENGTHS = (1, 2, 3, 4, 7, 8, 13, 33)
+
+
+def every_step(c: Slice, S: Any, order: Order) -> tuple[Any, list[Any]]:
+    """The definition: the outputs of all steps, and the states before them and after each."""
+    outputs, states = [], [S]
+    for t in range(c.v.shape[-2]):
+        o, S = forms.walk(one_step(c, t), S, order)
+        outputs.append(o)
+        states.append(S)
+    return torch.cat(outputs, -2), states
+
+
+EVERY_STEP = Side("n steps of the definition, one after the other", every_step)
+
+
+# ------------------------------------------------------------------ what they range over
 
 
 def problems(budget: Budget, orders: Sequence[Order] = ALL_ORDERS) -> list[Problem]:

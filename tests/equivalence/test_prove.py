@@ -55,7 +55,7 @@ def test_every_mixer_has_its_paper():
 
 
 def test_a_run_is_determined_by_its_seed():
-    names = ["forms/scan", "operator/split", "mixers/hgrn/padding"]
+    names = ["forms/scan", "forms/split", "mixers/hgrn/padding"]
     first, again, other = (prove.prove(names, seed=s) for s in (1, 1, 2))
     numbers = [[[replace(e, seconds=0) for e in o.evidence] for o in run] for run in (first, again, other)]
     assert numbers[0] == numbers[1] != numbers[2]
@@ -99,15 +99,17 @@ def test_the_command_lists(capsys):
 
 
 def test_a_missing_text_is_named(capsys, tmp_path):
-    assert command("mixers/hgrn/text", "--text", str(tmp_path / "none.txt")) == 2
+    assert command("mixers/hgrn/streaming", "--text", str(tmp_path / "none.txt")) == 2
     assert "none.txt" in capsys.readouterr().err
 
 
 def test_ones_own_text_is_read(tmp_path):
     text = tmp_path / "text"
     text.write_bytes(b"It was the best of times, it was the worst of times. " * 30)
-    (outcome,) = prove.prove(["mixers/lightning/text"], text=text)
-    assert outcome.passed
+    (outcome,) = prove.prove(["mixers/lightning/streaming"], text=text, kinds=["text"])
+    (own,) = outcome.evidence
+    (other,) = prove.prove(["mixers/lightning/streaming"], kinds=["text"])[0].evidence
+    assert own.passed and other.passed and own.digest != other.digest
 
 
 def test_failures_are_spelled_out(monkeypatch, capsys):
