@@ -1,4 +1,4 @@
-"""The command line: `mixerzoo prove | plot | report | list | aot | cost`."""
+"""The command line: `mixerzoo prove | audit | plot | report | list | aot | cost`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from collections.abc import Sequence
 # A module is imported only when its command is asked for: the help of one needs none of the others.
 COMMANDS = {
     "prove": (".prove", "prove that all ways of computing the zoo are the same functions"),
+    "audit": (
+        ".audit.command",
+        "which properties of a recurrence other people's kernels, modules and models keep",
+    ),
     "plot": (".plot", "attention maps, errors, times and learning curves, as pictures"),
     "report": (".report", "proofs and plots on one self-contained page"),
     "list": (".listing", "the mixers: family, decay, gating, paper"),

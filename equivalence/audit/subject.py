@@ -165,9 +165,16 @@ def rows_of(inputs: Inputs, row: int) -> Inputs:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, by the largest expected number; inf if not finite, or shaped otherwise."""
+    """The largest difference, by the largest expected number; inf if found is not finite.
+
+    Of another shape, as far as it can be broadcast; inf if it cannot, or if that hides the difference.
+    """
     if found.shape != expected.shape:
-        return float("inf")
+        try:
+            error = relative(*torch.broadcast_tensors(found, expected))
+        except RuntimeError:
+            return float("inf")
+        return error if error > 1e-3 else float("inf")
     if expected.numel() == 0:
         return 0.0
     found, expected = found.detach().double(), expected.detach().double()

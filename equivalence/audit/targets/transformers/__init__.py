@@ -13,11 +13,12 @@ import inspect
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...examine import Target
 from ...subject import Subject
-from .build import mixer_of, model_of
+from .build import guess, mixer_of, model_of
 from .mixer import MixerSubject
 from .model import ModelSubject
 from .profile import Options, Profile
@@ -39,6 +40,7 @@ def targets(profiles: Iterable[Profile] = PROFILES) -> list[Target]:
     """
     import transformers
 
+    transformers.logging.set_verbosity_error()  # of kernels that are not there, once for each
     found = []
     for profile in profiles:
         if not hasattr(transformers, profile.config):
@@ -50,6 +52,23 @@ def targets(profiles: Iterable[Profile] = PROFILES) -> list[Target]:
     return found
 
 
+def of_class(model: type, written: str, profile: Profile | None = None) -> list[Target]:
+    """A target out of a model class: what is not said of it is taken from the profile of its model type, or
+    guessed.
+
+    Raises:
+        TargetError: nothing is known of it, and what was guessed does not build.
+    """
+    model_type = model.config_class.model_type  # type: ignore[attr-defined]
+    known = next(
+        (p for p in PROFILES if p.model_type in (model_type, model_type.removesuffix("_text"))), None
+    )
+    chosen = profile or known or guess(model)
+    if profile is None:
+        chosen = replace(chosen, model=written, apart={})
+    return [Target(chosen.model_type, _Subjects(chosen, chosen.variants))]
+
+
 class _Subjects:
     """The configurations of one profile, built when first asked for."""
 
@@ -58,21 +77,26 @@ class _Subjects:
         self.variants = {**({AS_BUILT: {}} if base else {}), **variants}
 
     @functools.cached_property
-    def models(self) -> list[tuple[str, Any]]:
-        return [(label, model_of(self.profile, options)) for label, options in self.variants.items()]
+    def models(self) -> dict[str, Any]:
+        return {label: model_of(self.profile, options) for label, options in self.variants.items()}
 
     def __call__(self, name: str) -> Sequence[Subject]:
-        label, model = self.models[0]
-        contract = contract_of(self.profile, model)
-        if name in OF_MIXERS:
-            return [MixerSubject(self.profile, model, label, contract)]
-        return [ModelSubject(self.profile, model, label, contract) for label, model in self.models]
+        contract = contract_of(self.profile, next(iter(self.models.values())))
+        of_mixer = name in OF_MIXERS and bool(self.profile.mixer)
+        kind = MixerSubject if of_mixer else ModelSubject
+        found = [
+            kind(self.profile, model, label, contract, self.variants[label])
+            for label, model in self.models.items()
+        ]
+        return found[:1] if of_mixer else found
 
 
 def contract_of(profile: Profile, model: Any) -> dict[str, str]:
     """Properties outside of what a model promises: by its profile, and by its own source."""
     found = dict(profile.contract)
-    mixer = type(mixer_of(model, profile)[1])
+    mixer = type(mixer_of(model, profile)[1]) if profile.mixer else type(model)
+    if not profile.mixer:
+        found |= dict.fromkeys(OF_MIXERS, "no profile says which of its modules is the mixer")
     module = inspect.getsource(sys.modules[mixer.__module__])
     if "`attention_mask` was passed, but it is unused in this model" in module:
         found |= dict.fromkeys(PADDING, "it warns that it does not use attention_mask")

@@ -9,7 +9,13 @@ from torch import Tensor
 
 
 class Call:
-    """The mixers that keep their states in a `Cache`: most of them."""
+    """The mixers that keep their states in a `Cache`: most of them.
+
+    Attributes:
+        written: the call without a state, as code.
+    """
+
+    written = "mixer(x)"
 
     def __call__(self, mixer: Any, config: Any, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         """Outputs of x [B, T, d_model] and the state after it."""
@@ -31,6 +37,8 @@ class Call:
 
 
 class MiniMax(Call):
+    written = "mixer(x, None, attention_mask=None)[0]"
+
     def __call__(self, mixer: Any, config: Any, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         if keep and state is None:
             from transformers.models.minimax.modeling_minimax import MiniMaxCache
@@ -45,6 +53,8 @@ class MiniMax(Call):
 class RecurrentGemma(Call):
     """The state is in the module; what is handed on is how many tokens were seen."""
 
+    written = "mixer(x, torch.arange(x.shape[1])[None].expand(len(x), -1), None, use_cache=False)[0]"
+
     def __call__(self, mixer: Any, config: Any, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         start = state or 0
         positions = torch.arange(start, start + x.shape[1])[None].expand(len(x), -1)
@@ -58,6 +68,8 @@ class RecurrentGemma(Call):
 
 
 class XLSTM(Call):
+    written = "mixer(x)[0]"
+
     def __call__(self, mixer: Any, config: Any, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         y, state = mixer(x, state)
         return y, tuple(part.to(x.dtype) for part in state)  # as its cache holds them
@@ -69,13 +81,13 @@ class XLSTM(Call):
 class RWKV(Call):
     """Five tensors [B, channels, layers], as its model makes them."""
 
+    written = "mixer(x)[0]"
+
     def __call__(self, mixer: Any, config: Any, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         if keep and state is None:
             layers = config.num_hidden_layers
             wide = torch.promote_types(x.dtype, torch.float32)
-            state = [
-                torch.zeros(*x.shape[::2], layers, dtype=x.dtype if i <= 1 else wide) for i in range(5)
-            ]
+            state = [torch.zeros(*x.shape[::2], layers, dtype=x.dtype if i <= 1 else wide) for i in range(5)]
             state[4] -= 1e30
         y, state = mixer(x, state, use_cache=keep)
         return y, state

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...subject import Case, Extreme, Inputs, Subject, Unsupported
 from .build import mixer_of
 from .exact import ExactFloat64
-from .profile import Profile
+from .profile import Options, Profile
 from .snippets import of_mixer
 
 RESETS = 3, 9, 10  # steps at which everything is forgotten, of
@@ -33,10 +33,11 @@ class MixerSubject(Subject):
         model: Any,
         label: str,
         unsupported: Mapping[str, str] | None = None,
+        changes: Options | None = None,
         mixer: nn.Module | None = None,
     ) -> None:
         self.name = profile.model_type
-        self.profile, self.model, self.label = profile, model, label
+        self.profile, self.model, self.label, self.changes = profile, model, label, changes or {}
         self.unsupported = unsupported or {}
         self.path, found = mixer_of(model, profile)
         self.mixer = found if mixer is None else mixer
@@ -64,7 +65,7 @@ class MixerSubject(Subject):
 
     def at(self, dtype: torch.dtype) -> MixerSubject:
         mixer = copy.deepcopy(self.mixer).to(dtype)
-        return MixerSubject(self.profile, self.model, self.label, self.unsupported, mixer)
+        return MixerSubject(self.profile, self.model, self.label, self.unsupported, self.changes, mixer)
 
     def tensors(self) -> dict[str, Tensor]:
         for p in self.mixer.parameters():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...subject import Case, Inputs, Subject, Unsupported
 from .exact import ExactFloat64
-from .profile import Profile
+from .profile import Options, Profile
 from .snippets import of_model
 
 FIRST_TOKEN = 3  # those before it have meanings
@@ -22,17 +22,26 @@ class ModelSubject(Subject):
     """Called as `generate` calls it: with masks of the whole row and positions that do not count padding."""
 
     def __init__(
-        self, profile: Profile, model: Any, label: str, unsupported: Mapping[str, str] | None = None
+        self,
+        profile: Profile,
+        model: Any,
+        label: str,
+        unsupported: Mapping[str, str] | None = None,
+        changes: Options | None = None,
     ) -> None:
         self.name = profile.model_type
-        self.profile, self.model, self.label = profile, model, label
+        self.profile, self.model, self.label, self.changes = profile, model, label, changes or {}
         self.unsupported = unsupported or {}
         self.parameters = inspect.signature(model.forward).parameters
-        model(torch.tensor([[FIRST_TOKEN]]), use_cache=False)  # RWKV scales its weights in its first call
+        # RWKV scales its weights in its first call.
+        first = model(torch.tensor([[FIRST_TOKEN]]), use_cache=False)
+        self.has_logits = hasattr(first, "logits")
 
     def inputs(self, rows: int, length: int, seed: int) -> Inputs:
         g = torch.Generator().manual_seed(seed)
-        return {"input_ids": torch.randint(FIRST_TOKEN, self.model.config.vocab_size, (rows, length), generator=g)}
+        return {
+            "input_ids": torch.randint(FIRST_TOKEN, self.model.config.vocab_size, (rows, length), generator=g)
+        }
 
     def exactly(self) -> contextlib.AbstractContextManager[object]:
         return ExactFloat64()
@@ -65,7 +74,7 @@ class ModelSubject(Subject):
         if cache is not None:
             options[named] = cache
         output = self.model(ids, **options)
-        y = output.logits if hasattr(output, "logits") else output.last_hidden_state
+        y = output.logits if self.has_logits else output.last_hidden_state
         return y, (getattr(output, named, None) or cache, stop)
 
     def packed(self, ids: Tensor, sequences: tuple[int, ...]) -> dict[str, Any]:
