@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from ..examine import Target
 from .load import TargetError, load, load_file
 
 ACCEPTED = (
-    "transformers, fla, a model type of transformers (mamba2), or package.module:name or path/to/file.py:name "
-    "of a model class of transformers, a torch module or a kernel"
+    "transformers, fla, a model type of transformers (mamba2), or package.module:name or "
+    "path/to/file.py:name of a model class of transformers, a torch module or a kernel"
 )
 
 
@@ -30,17 +29,19 @@ def find(text: str, adapter: Path | None = None) -> list[Target]:
         TargetError: there is no such target, or the adapter does not fit.
     """
     given = None if adapter is None else vars(load_file(adapter))
-    if text == "transformers":
-        return _refused(given) or _transformers().targets()
-    if text == "fla":
+    if text in ("transformers", "fla"):
+        if given is not None:
+            raise TargetError(f"--adapter was given for all of {text}; accepted: with one target of it")
+        if text == "transformers":
+            return list(_transformers().targets())
         from . import fla
 
-        return _refused(given) or list(fla.targets())
+        return list(fla.targets())
     if ":" not in text:
         return _model_type(text, given)
     found = load(text)
     if isinstance(found, type) and _is_model_class(found):
-        return _transformers().of_class(found, text, _named(given, "PROFILE"))
+        return list(_transformers().of_class(found, text, _named(given, "PROFILE")))
     chosen = _named(given, "ADAPTER")
     if isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module)):
         from .module import module_target
@@ -53,12 +54,6 @@ def find(text: str, adapter: Path | None = None) -> list[Target]:
     from .kernel import kernel_target
 
     return [kernel_target(text, found, chosen)]
-
-
-def _refused(given: dict[str, Any] | None) -> Sequence[Any]:
-    if given is not None:
-        raise TargetError("--adapter was given for a whole library; accepted: with one target of it")
-    return []
 
 
 def _named(given: dict[str, Any] | None, name: str) -> Any:

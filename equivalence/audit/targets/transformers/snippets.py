@@ -38,9 +38,9 @@ def of_mixer(subject: MixerSubject, case: Case) -> str:
     call = subject.profile.call.written
     if case.property == "fp64":
         lines += [
-            f"found, double, single = {call}, torch.float64, torch.float32",
+            f"found, wide = {call}, lambda v: torch.float64 if v is torch.float32 else v",
             "class NoCasts(torch.overrides.TorchFunctionMode):",
-            "    def __torch_function__(self, f, types, a=(), k=None, wide=lambda v: double if v is single else v):",
+            "    def __torch_function__(self, f, types, a=(), k=None):",
             "        return (torch.Tensor.double if f is torch.Tensor.float else f)"
             "(*map(wide, a), **{n: wide(v) for n, v in (k or {}).items()})",
             f"with NoCasts(): {_difference('found', call)}",
