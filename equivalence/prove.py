@@ -14,25 +14,31 @@ from __future__ import annotations
 import argparse
 import difflib
 import fnmatch
-import importlib.metadata
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from .certificate import (
+    InvalidCertificate,
+    Settings,
+    as_json,
+    certificate,
+    compare,
+    read,
+    settings_of,
+)
+from .certificate_page import certificate_page
+from .proof_table import show_entry, show_outcomes, summary
 from .text import check_file, english, notes_elsewhere
-from .theorem import EVIDENCE, Budget, EvidenceOutcome, Outcome, Theorem
+from .theorem import EVIDENCE, Budget, Outcome, Theorem
 from .theorems import catalogue
+from .theorems_page import theorems_page
 
 HELP = "prove that all ways of computing the zoo are the same functions"
 
@@ -140,188 +146,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="theorems by name, prefix or pattern (all)",
+        help="theorems by name, prefix or pattern (all); of a single one, everything is shown",
     )
-    parser.add_argument("--quick", action="store_true", help="a sample of the cases, in less than a minute")
-    parser.add_argument("--list", action="store_true", help="only list the theorems and what they state")
+    parser.add_argument("--quick", action="store_true", help="a sample of the cases, in about a minute")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write versions, seed and every outcome to FILE"
+        "--evidence",
+        action="append",
+        metavar="KIND",
+        help=f"evidence of this kind alone: {', '.join(EVIDENCE)}; may be repeated",
     )
+    parser.add_argument("--list", action="store_true", help="only list the theorems: what they say, have and lack")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a certificate to FILE")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the certificate to FILE as a page")
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="run what the certificate in FILE records, and compare bit by bit; exit status 1 if they differ",
+    )
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="only write the list of theorems to FILE")
     parser.add_argument("--text", type=Path, metavar="FILE", help="read the real text from FILE")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random points and examples (0)")
-
-
-def versions() -> dict[str, str]:
-    try:
-        own = importlib.metadata.version("mixerzoo")
-    except importlib.metadata.PackageNotFoundError:
-        own = "unknown"
-    return {
-        "mixerzoo": own,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "hypothesis": importlib.metadata.version("hypothesis"),
-    }
-
-
-def as_json(outcomes: Sequence[Outcome], quick: bool, seed: int) -> str:
-    record = {
-        "versions": versions(),
-        "seed": seed,
-        "quick": quick,
-        "passed": all(o.passed for o in outcomes),
-        "seconds": sum(o.seconds for o in outcomes),
-        "outcomes": [o.as_dict() for o in outcomes],
-    }
-    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-
-
-def found(e: EvidenceOutcome) -> str:
-    """What one kind of evidence found, in a few words: what can still be wrong, or how far off it was."""
-    if e.passed is None:
-        return f"not here: {e.absent}"
-    if not e.passed:
-        return "FAILS"
-    if e.kind == "exact":
-        return f"degree ≤ {e.degree}, p ≤ {e.bound:.0e}" if e.bound else "no numbers: p = 0"
-    if e.kind == "bitwise":
-        return "all bits equal"
-    if e.kind == "coq":
-        return ", ".join(e.lemmas)
-    parts = [f"{e.examples:,} examples"] if e.examples else []
-    if e.ratio is not None:
-        parts.append(f"error ≤ {e.ratio:.2g} of its bound")
-    if e.worst is not None:
-        parts.append(f"error ≤ {e.worst:.0e}" if e.worst else "error 0")
-    return ", ".join(parts)
-
-
-def error_of(e: EvidenceOutcome) -> str:
-    """`found`, as short as it can be said."""
-    if not e.passed:
-        return ""
-    if e.kind == "exact":
-        return f"p ≤ {e.bound:.0e}" if e.bound else "p = 0"
-    if e.kind == "bound":
-        return f"{e.ratio:.2g} of bound"
-    if e.worst is not None:
-        return f"{e.worst:.0e}" if e.worst else "0"
-    return "none"
-
-
-def rows(outcomes: Sequence[Outcome], fold: bool) -> dict[str, list[Outcome]]:
-    """The outcomes of each row: one each, or if folded one row for all that hold of a mixer."""
-    found: dict[str, list[Outcome]] = {}
-    for o in outcomes:
-        group = o.name.rpartition("/")[0]
-        together = fold and "/" in group and o.passed
-        found.setdefault(f"{group}/*" if together else o.name, []).append(o)
-    return found
-
-
-def together(several: Sequence[EvidenceOutcome]) -> EvidenceOutcome:
-    """Evidence of one kind for several theorems, as one: the sums of what adds up, the worst of the rest."""
-
-    def most(attribute: str) -> Any:
-        return max((x for e in several if (x := getattr(e, attribute)) is not None), default=None)
-
-    bounds = [e.bound for e in several if e.bound is not None]
-    here = [e.passed for e in several if e.passed is not None]
-    return EvidenceOutcome(
-        several[0].kind,
-        all(here) if here else None,
-        sum(e.cases for e in several),
-        sum(e.seconds for e in several),
-        degree=most("degree"),
-        bound=sum(bounds) if bounds else None,
-        worst=most("worst"),
-        ratio=most("ratio"),
-        examples=sum(e.examples or 0 for e in several) or None,
-        lemmas=tuple(dict.fromkeys(lemma for e in several for lemma in e.lemmas)),
-        absent="; ".join(dict.fromkeys(e.absent for e in several if e.absent)) or None,
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of random points and examples, from 0 to 4294967295 (0)",
     )
 
 
-def by_kind(outcomes: Sequence[Outcome]) -> dict[str, list[EvidenceOutcome]]:
-    """All the evidence of these theorems, by its kind."""
-    kinds = {kind: [e for o in outcomes for e in o.evidence if e.kind == kind] for kind in EVIDENCE}
-    return {kind: several for kind, several in kinds.items() if several}
-
-
-def table(outcomes: Sequence[Outcome], fold: bool = False) -> Table:
-    """A line for each kind of evidence. With `fold`, the theorems of a mixer that hold share their lines."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("theorem", "evidence"):
-        made.add_column(title, no_wrap=True)
-    made.add_column("cases", justify="right", no_wrap=True)
-    made.add_column("found")
-    made.add_column("seconds", justify="right", no_wrap=True)
-    previous = None
-    for name, several in rows(outcomes, fold).items():
-        section = name.partition("/")[0] if fold else name.rpartition("/")[0]
-        if previous not in (None, section):
-            made.add_row()
-        previous = section
-        title = f"{'[green]✓[/]' if all(o.passed for o in several) else '[red]✗[/]'} {escape(name)}"
-        for kind, evidence in by_kind(several).items():
-            e = together(evidence)
-            words = escape(found(e))
-            if e.passed is not True:
-                words = f"[{'red' if e.passed is False else 'yellow'}]{words}[/]"
-            made.add_row(title, kind, f"{e.cases:,}", words, f"{e.seconds:.2f}")
-            title = ""
-    return made
-
-
-def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
-    failed = sum(not o.passed for o in outcomes)
-    cases = sum(o.cases for o in outcomes)
-    held = len(outcomes) - failed
-    verdict = f"[red]{failed} fail[/], {held} hold" if failed else "[green]all hold[/]"
-    return f"{len(outcomes)} theorems, {cases:,} cases, {seconds:.1f} s: {verdict}"
-
-
-def _show(console: Console, outcomes: Sequence[Outcome], seconds: float, fold: bool) -> None:
-    console.print(table(outcomes, fold))
-    console.print()
-    for o in outcomes:
-        if not o.passed:
-            console.print(f"[red]✗ {escape(o.name)}[/]\n  stated: {escape(o.statement)}")
-            console.print(f"  but: {escape(o.failure or '')}\n", soft_wrap=True)
-    console.print(
-        "error: of exact evidence, the probability that a false identity went unseen; of property and text, "
-        "the largest relative error seen. Statements: mixerzoo prove --list",
-        style="dim",
-    )
-    console.print(summary(outcomes, seconds))
-
-
-def _list(console: Console) -> int:
-    for t in catalogue().values():
-        console.print(
-            f"[bold]{escape(t.name)}[/] ({', '.join(t.evidence)})\n  {escape(t.statement)}\n"
-            f"  over: {escape(t.over)}"
-        )
-    return 0
-
-
-def run(args: argparse.Namespace) -> int:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    if args.list:
-        return _list(console)
-    try:
-        select(args.names, catalogue())
-        if args.json is not None:
-            check_file("--json", args.json)
-        if args.text is not None:
-            english(args.text)
-    except (OSError, ValueError) as e:
-        print(f"mixerzoo prove: {e}", file=sys.stderr)
-        return 2
-    began = time.perf_counter()
+def _with_bar(console: Console, settings: Settings) -> list[Outcome]:
+    """The outcomes, with a progress bar on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("theorems")
@@ -329,8 +184,75 @@ def run(args: argparse.Namespace) -> int:
         def report(done: int, of: int, theorem: Theorem) -> None:
             bar.update(task, completed=done, total=of, description=theorem.name)
 
-        outcomes = prove(args.names, args.quick, args.seed, args.text, report)
-    _show(console, outcomes, time.perf_counter() - began, fold=not args.names)
+        return prove(
+            settings.names, settings.quick, settings.seed, settings.text, report, settings.kinds
+        )
+
+
+def _replay(console: Console, path: Path, text: Path | None) -> int:
+    """Run again what a certificate records, and say what differs."""
+    recorded = read(path)
+    settings = settings_of(recorded)
+    if text is not None:
+        settings = settings._replace(text=text)
+    known = catalogue()
+    gone = [name for name in settings.names or () if name not in known]
+    settings = settings._replace(names=[name for name in settings.names or () if name in known])
+    if not settings.names:
+        raise InvalidCertificate(f"{path} has no theorem that there is here")
+    comparison = compare(recorded, certificate(_with_bar(console, settings), settings))
+    for name in gone:
+        console.print(f"[red]✗[/] {escape(name)}: there is no such theorem here")
+    shown = comparison.run + comparison.results
+    for difference in shown:
+        console.print(f"[red]✗[/] {escape(str(difference))}", soft_wrap=True)
+    count = len(recorded["theorems"])
+    for difference in comparison.made_with:
+        console.print(f"[yellow]made with other[/] {escape(str(difference))}", soft_wrap=True)
+    if comparison.same:
+        console.print(f"{count} theorems: [green]the same results, bit for bit[/]")
+        return 0
+    fields = f"{len(shown)} fields" if len(shown) > 1 else "a field"
+    console.print(f"{count} theorems: [red]the results differ, in {fields}[/]")
+    return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    settings = Settings(args.names or None, args.evidence, args.quick, args.seed, args.text)
+    try:
+        check_seed("--seed", args.seed)
+        chosen, _ = choose(settings.names, settings.kinds)
+        for option in ("json", "html", "docs"):
+            if getattr(args, option) is not None:
+                check_file(f"--{option}", getattr(args, option))
+        if args.text is not None:
+            english(args.text)
+        if args.replay is not None:
+            return _replay(console, args.replay, args.text)
+    except (OSError, ValueError) as e:
+        print(f"mixerzoo prove: {e}", file=sys.stderr)
+        return 2
+    if args.docs is not None:
+        args.docs.write_text(theorems_page(catalogue().values()), encoding="utf-8")
+        return 0
+    if args.list:
+        for theorem in chosen:
+            show_entry(console, theorem)
+        return 0
+    began = time.perf_counter()
+    outcomes = _with_bar(console, settings)
+    seconds = time.perf_counter() - began
+    if len(outcomes) == 1:
+        show_entry(console, chosen[0], outcomes[0])
+        console.print(summary(outcomes, seconds))
+    else:
+        show_outcomes(console, outcomes, seconds, fold=not args.names)
+    record = certificate(outcomes, settings)
     if args.json is not None:
-        args.json.write_text(as_json(outcomes, args.quick, args.seed), encoding="utf-8")
+        args.json.write_text(as_json(record), encoding="utf-8")
+    if args.html is not None:
+        args.html.write_text(certificate_page(record), encoding="utf-8")
     return 0 if all(o.passed for o in outcomes) else 1

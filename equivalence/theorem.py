@@ -90,6 +90,7 @@ class Tally:
     examples: how many hypothesis drew.
     lemmas: what was checked by machine.
     runs: how often each side was run.
+    device: on what, where that is not the CPU as torch has it.
     """
 
     sides: tuple[Side, Side] | None = None
@@ -101,6 +102,7 @@ class Tally:
     examples: int = 0
     lemmas: list[str] = field(default_factory=list)
     runs: list[int] = field(default_factory=lambda: [0, 0])
+    device: str | None = None
     digest: Digest = field(default_factory=Digest)
 
     def left(self, *arguments: Any) -> Any:
@@ -179,6 +181,7 @@ class EvidenceOutcome:
     ratio (bound): the largest error as a part of its bound.
     examples (property): how many hypothesis drew; None if the cases are a fixed list.
     lemmas (coq): the names of what was checked.
+    device: on what, where that is not the CPU as torch has it.
     digest: SHA-256 of all numbers that were compared.
     """
 
@@ -195,6 +198,7 @@ class EvidenceOutcome:
     lemmas: tuple[str, ...] = ()
     failure: str | None = None
     absent: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -333,6 +337,7 @@ class Theorem:
             tally.examples or None,
             tuple(tally.lemmas),
             failure,
+            device=tally.device,
         )
 
 
