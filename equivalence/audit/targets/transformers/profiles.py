@@ -205,7 +205,7 @@ PROFILES: tuple[Profile, ...] = (
             "num_hidden_layers": 3,
             "lru_width": 32,
             "num_key_value_heads": 1,
-            "attention_window_size": 16,
+            "attention_window_size": 64,
             "block_types": ["recurrent", "recurrent", "attention"],
         },
         decays=decays.RG_LRU,
