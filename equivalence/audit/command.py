@@ -109,6 +109,9 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if "transformers" in args.targets:
         _note(console)
+    for target in targets:
+        if target.note:
+            console.print(f"[dim]{escape(target.name)}, guessed: {escape(target.note)}[/]", soft_wrap=True)
     properties = tuple(p for p in PROPERTIES if not args.property or p in args.property)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     threads = torch.get_num_threads()

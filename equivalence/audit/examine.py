@@ -19,10 +19,14 @@ REFUSALS = (Unsupported, NotImplementedError, ValueError, NoGradients)
 
 @dataclass(frozen=True)
 class Target:
-    """A name, and for each property the subjects that show it (several configurations of one thing, say)."""
+    """A name, and for each property the subjects that show it (several configurations of one thing, say).
+
+    `note` is what was guessed of it, for the report.
+    """
 
     name: str
     subjects: Callable[[str], Sequence[Subject]]
+    note: str = ""
 
 
 @dataclass

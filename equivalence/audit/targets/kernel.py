@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,25 +12,17 @@ import torch
 from torch import Tensor
 
 from ..examine import Target
-from ..properties.precision import rounding_cost
-from ..subject import Case, Extreme, Inputs, Subject, Unsupported, relative
+from ..subject import Case, Extreme, Inputs, Subject, Unsupported
 from .adapter import DECAYS, DTYPES, Adapter, dims, from_time_second, letters, to_time_second
-from .float64 import Float64
+from .guess import guess
 from .load import TargetError, load
+from .measuring import Measuring, NoState, tensor_at
+from .module import ModuleAdapter, module_target
 
 WEIGHTS_SEED = 1
-# Without float64, differences up to so many roundings of the inputs are rounding.
-ROUNDINGS = 64
-DTYPE_COMPLAINT = re.compile(
-    r"scalar type|dtype|data type|\b(float64|float32|bfloat16|float16|double|half)\b", re.IGNORECASE
-)
 
 
-class NoState:
-    """Of a kernel that returns none. It cannot be gone on from."""
-
-
-class KernelSubject(Subject):
+class KernelSubject(Measuring):
     """Calls of one function by its adapter.
 
     Args:
@@ -58,7 +47,8 @@ class KernelSubject(Subject):
     ) -> None:
         self.name, self.function, self.adapter, self.called = name, function, adapter, called
         self.dtype, self.copies = dtype, copies
-        self.unsupported = adapter.unsupported
+        self.unsupported, self.dtypes = adapter.unsupported, adapter.dtypes
+        self.documented = adapter.tolerance
         self.multiple = adapter.multiple
         self.lengths = tuple(sorted({-(-n // adapter.multiple) * adapter.multiple for n in adapter.lengths}))
         g = torch.Generator().manual_seed(WEIGHTS_SEED)
@@ -82,24 +72,11 @@ class KernelSubject(Subject):
         return self.weights
 
     def at(self, dtype: torch.dtype) -> KernelSubject:
-        named = str(dtype).removeprefix("torch.")
-        wanted = dtype if named in self.adapter.dtypes else self._widest() if named == "float64" else None
-        if wanted is None:
-            raise Unsupported(f"it takes {', '.join(self.adapter.dtypes)}")
+        wanted = self.precision(dtype)
         weights = {n: w.to(dtype).clone() for n, w in self.weights.items()}
         return KernelSubject(self.name, self.function, self.adapter, self.called, wanted, weights)
 
-    def _widest(self) -> torch.dtype:
-        return next(
-            getattr(torch, n)
-            for n in ("float64", "float32", "bfloat16", "float16")
-            if n in self.adapter.dtypes
-        )
-
     # ---------------------------------------------------------------- how it is called
-
-    def exactly(self) -> contextlib.AbstractContextManager[object]:
-        return Float64()
 
     def run(
         self,
@@ -120,24 +97,12 @@ class KernelSubject(Subject):
             raise Unsupported(f"it takes lengths that are multiples of {a.multiple}")
         given: dict[str, Any] = dict(a.constants)
         for name, argument in a.arguments.items():
-            if name in inputs:
-                x = from_time_second(inputs[name], argument.shape)
-            else:
-                x = self.weights[name]
+            of_time = name in inputs
+            x = from_time_second(inputs[name], argument.shape) if of_time else self.weights[name]
             given[name] = self._given(x, argument.at_least)
         given |= self._state(a, state, first.shape[0]) | self._mask(a, mask) | self._packed(a, sequences)
-        result = self._call(function, a, given)
+        result = self.refusing(lambda: function(**given))
         return self._output(a, result, first.shape[0], T), self._after(a, result) if keep else None
-
-    def _call(self, function: Callable[..., Any], a: Adapter, given: dict[str, Any]) -> Any:
-        """In other precisions than float32, a complaint about dtypes is a refusal."""
-        try:
-            return function(**given)
-        except (RuntimeError, TypeError, AssertionError) as e:
-            named = str(self.dtype).removeprefix("torch.")
-            if self.dtype != torch.float32 and DTYPE_COMPLAINT.search(str(e)):
-                raise Unsupported(f"given {named} it raises {type(e).__name__}: {str(e).splitlines()[0]}") from e
-            raise
 
     def _given(self, x: Tensor, at_least: str | None = None) -> Tensor:
         dtype = self.dtype if at_least is None else torch.promote_types(self.dtype, getattr(torch, at_least))
@@ -179,7 +144,7 @@ class KernelSubject(Subject):
         return {a.cu_seqlens: torch.tensor([0, *sequences], device=a.device).cumsum(0)}
 
     def _output(self, a: Adapter, result: Any, rows: int, length: int) -> Tensor:
-        y = _at(result, a.output.at, "outputs")
+        y = tensor_at(result, a.output.at, "outputs")
         sizes = a.all_sizes(rows, length)
         try:
             return to_time_second(y, a.output.shape, sizes).cpu()
@@ -191,49 +156,13 @@ class KernelSubject(Subject):
     def _after(self, a: Adapter, result: Any) -> Any:
         if not a.state:
             return NoState()
-        return tuple(_at(result, part.at, f"the state {part.shape}") for part in a.state)
+        return tuple(tensor_at(result, part.at, f"the state {part.shape}") for part in a.state)
 
     def state_tensors(self, state: Any) -> dict[str, Tensor]:
         if isinstance(state, NoState):
             raise Unsupported("it returns no state")
         names = [p.argument or f"state {i}" for i, p in enumerate(self.adapter.state)]
         return {f"{n} {i}": x.cpu() for i, (n, x) in enumerate(zip(names, state, strict=True))}
-
-    # ---------------------------------------------------------------- how exact it is
-
-    @functools.cached_property
-    def honest(self) -> bool:
-        """Whether it computes in float64 when float64 is meant: a change of 1e-12 in its inputs shows as such."""
-        if self._widest() != torch.float64:
-            return False
-        T = self.lengths[0]
-        x = self.inputs(1, T, 0)
-        with torch.no_grad(), self.exactly():
-            y = self.run(x, keep=False)[0]
-            other = self.run(
-                {n: t * (1 + 1e-12) if t.is_floating_point() else t for n, t in x.items()}, keep=False
-            )[0]
-        return y.dtype == torch.float64 and relative(other, y) < 1e-9 and not torch.equal(other, y)
-
-    @functools.cached_property
-    def tolerance(self) -> float:  # type: ignore[override]
-        """1e-9, or the adapter's; of a kernel without float64, ROUNDINGS times what rounding its inputs to float32 costs."""
-        if self.adapter.tolerance is not None:
-            return self.adapter.tolerance
-        if self.honest:
-            return Subject.tolerance
-        epsilon = torch.finfo(self._widest() if self._widest() != torch.float64 else torch.float32).eps
-
-        def outputs(s: Subject, x: Inputs) -> Tensor:
-            return s.run(x, keep=False)[0]
-
-        with torch.no_grad():
-            cost = rounding_cost(self, self.inputs(1, self.lengths[-1], 0), epsilon, outputs)
-        return ROUNDINGS * max(cost, epsilon)
-
-    @functools.cached_property
-    def slopes(self) -> tuple[float, float]:  # type: ignore[override]
-        return Subject.slopes if self.honest else (1e-2, 5e-2)
 
     # ---------------------------------------------------------------- decays at their ends
 
@@ -293,18 +222,6 @@ ENDS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _at(result: Any, way: tuple[int | str, ...], what: str) -> Tensor:
-    found = result
-    for key in way:
-        try:
-            found = found[key] if isinstance(key, int) or isinstance(found, Mapping) else getattr(found, key)
-        except (TypeError, IndexError, KeyError, AttributeError) as e:
-            raise Unsupported(f"its adapter finds {what} at {way}, where its result has none") from e
-    if not isinstance(found, Tensor):
-        raise Unsupported(f"its adapter finds {what} at {way}, where its result has {type(found).__name__}")
-    return found
-
-
 def step_of(function: Callable[..., Any], adapter: Adapter) -> tuple[Callable[..., Any], Adapter] | None:
     """The kernel for single tokens, and how it is called.
 
@@ -351,4 +268,29 @@ def kernel(name: str, function: Callable[..., Any], adapter: Adapter, called: st
         sharing.honest, sharing.tolerance = subject.honest, subject.tolerance
         return [sharing]
 
-    return Target(name, subjects)
+    return Target(name, subjects, adapter.guessed)
+
+
+def kernel_target(text: str, function: Callable[..., Any], adapter: Any = None) -> Target:
+    """A target out of a function: a kernel, or one that makes a module if its adapter is a `ModuleAdapter`.
+
+    Without an adapter, what is beside the function as ADAPTER is taken: one, or several by the names of
+    functions. Without that it is guessed.
+
+    Raises:
+        TargetError: the adapter does not fit, or could not be guessed.
+    """
+    if adapter is None:
+        beside = getattr(sys.modules.get(getattr(function, "__module__", "")), "ADAPTER", None)
+        name = getattr(function, "__name__", "")
+        adapter = beside.get(name) if isinstance(beside, Mapping) else beside
+    if isinstance(adapter, ModuleAdapter):
+        return module_target(text, function, adapter)
+    if adapter is None:
+        adapter = guess(function, text)
+    if not isinstance(adapter, Adapter):
+        raise TargetError(
+            f"ADAPTER is {type(adapter).__name__}; accepted: an Adapter for a kernel, a ModuleAdapter for a "
+            "function that makes a module"
+        )
+    return kernel(text, function, adapter, text)
