@@ -358,4 +358,28 @@ Proof.
   intros some. apply loop_is_walk; [easy|]. intros. apply delta_chunk_is_walk. lia.
 Qed.
 
+(* ---------------------------------------------------------------- the parallel form *)
+
+(* One system for all steps; then attention, `rows` queries at a time, to each of the two slices. *)
+Definition delta_parallel S T rows : list (output Q) * state C :=
+  let w := solution S 0 T in
+  (map (fun outs => fst outs ⊕ snd outs)
+     (combine (attend_rows o (first_slice w) T S rows 0 T) (attend_rows o (second_slice w) T zero rows 0 T)),
+   carry o (first_slice w) S 0 T ⊕ carry o (second_slice w) zero 0 T).
+
+Theorem delta_parallel_form S T rows :
+  rows > 0 -> delta_parallel S T rows = delta_walk o S (slice steps 0 T).
+Proof.
+  intros some. pose proof (delta_chunk_is_walk ByWeights S 0 T (Nat.le_0_l T)) as same.
+  rewrite Nat.sub_0_r in same. rewrite <- same. clear same.
+  unfold delta_parallel, delta_chunk. cbv zeta. rewrite Nat.sub_0_r. set (w := solution S 0 T). f_equal.
+  assert (rows_of : forall (s : nat -> step Q) (Z : state C),
+    attend_rows o s T Z rows 0 T = map (chunk_output o s ByWeights Z 0 T) (seq 0 T)).
+  { intros s Z. pose proof (parallel_form o s Z T rows some) as walked.
+    pose proof (chunk_is_walk o s ByWeights Z 0 T (Nat.le_0_l T)) as chunked.
+    rewrite Nat.sub_0_r in chunked. rewrite <- chunked in walked. unfold chunk in walked.
+    rewrite Nat.sub_0_r in walked. congruence. }
+  rewrite !rows_of. generalize (seq 0 T). induction l as [|t l IH]; simpl; [reflexivity|]. now rewrite IH.
+Qed.
+
 End Delta.
