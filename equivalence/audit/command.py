@@ -53,7 +53,8 @@ def table(findings: Sequence[Finding]) -> Table:
     found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     found.add_column("", no_wrap=True)
     for name in names:
-        found.add_column(name.replace("_", "\n"), justify="center", vertical="bottom")
+        title = name.replace("_", "\n").replace("interleaved", "inter-\nleaved")
+        found.add_column(title, justify="center", vertical="bottom", no_wrap=True)
     rows: dict[str, dict[str, Finding]] = {}
     for f in findings:
         rows.setdefault(f.target, {})[f.property] = f

@@ -12,9 +12,9 @@ AGREE, DISAGREE, UNSUPPORTED = "agree", "disagree", "unsupported"
 PROPERTIES = {
     "decode": "token by token, the outputs are those of the whole sequence",
     "chunked_prefill": "in pieces, the outputs are those of the whole sequence",
-    "padding_left": "a padded row is the row alone: outputs, and what follows from its state",
-    "padding_right": "the same, padded on the right",
-    "padding_inside": "the same, with masked tokens between others",
+    "padding_left": "a row padded on the left is the row alone: outputs, and what follows from its state",
+    "padding_right": "a row padded on the right is the row alone: outputs, and what follows from its state",
+    "padding_inside": "a row with masked tokens between others is the row without them",
     "packed": "sequences packed into one row are the sequences apart",
     "batch": "a row of a batch is the row alone, in prefill and token by token",
     "interleaved": "two sequences computed by turns are the two computed one after the other",

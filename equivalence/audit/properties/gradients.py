@@ -36,7 +36,8 @@ def _slopes(
             try:
                 found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
             except RuntimeError as e:
-                raise NoGradients(f"backward raises: {str(e).splitlines()[0]}") from e
+                first = str(e).splitlines()[0].partition(": [")[0]
+                raise NoGradients(f"backward raises: {first}") from e
     with torch.no_grad():
         for x in leaves.values():
             x.requires_grad_(False)

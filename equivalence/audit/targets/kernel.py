@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .guess import guess
 from .load import TargetError, load
 from .measuring import Measuring, NoState, tensor_at
 from .module import ModuleAdapter, module_target
+from .snippets import of_kernel, snippet
 
 WEIGHTS_SEED = 1
 
@@ -187,6 +189,37 @@ class KernelSubject(Measuring):
                     x,
                 )
 
+    def snippet(self, case: Case) -> str:
+        step = None
+        if self.step is not None:
+            function, adapter = self.step
+            step = f"{_where(function, self.adapter.step, self.called)}", adapter
+        calls = of_kernel(self.called, self.adapter, step, case, WEIGHTS_SEED, not self._takes_doubles())
+        return snippet(calls, case, self._ends(case.label))
+
+    def _takes_doubles(self) -> bool:
+        """Whether it computes something of them as it is, exactly or not."""
+        try:
+            with torch.no_grad():
+                self.run(self.inputs(1, self.lengths[0], 0), keep=False)
+        except Exception:
+            return False
+        return True
+
+    def _ends(self, label: str) -> str:
+        """The line that brings decays to the end of this label."""
+        if label not in ENDS:
+            return ""
+        log, lines = ENDS[label], []
+        for name, a in self.adapter.arguments.items():
+            if a.drawn not in DECAYS or "B" not in letters(a.shape):
+                continue
+            value = log.value if a.drawn == "log_decay" else math.exp(log.value)
+            written = f"float('{value}')" if math.isinf(value) else repr(value)
+            before = ":, " * letters(a.shape).index("T")
+            lines.append(f"x[{name!r}][{before}{log.every - 1} :: {log.every}] = {written}")
+        return "; ".join(lines)
+
     def describe(self, case: Case) -> str:
         used = {n for a in self.adapter.arguments.values() for n in letters(a.shape)} - {"B", "T"}
         sizes = self.adapter.all_sizes(1, 1)
@@ -196,30 +229,37 @@ class KernelSubject(Measuring):
         )
 
 
-def _every(n: int, value: float) -> Callable[[Tensor], Tensor]:
-    """Every n-th token's decay: the second dimension, or the first of a weight."""
+@dataclass(frozen=True)
+class End:
+    """Every n-th token's log-decay, from the n-th on; of a weight, every row's."""
 
-    def changed(logs: Tensor) -> Tensor:
+    every: int
+    value: float
+
+    def __call__(self, logs: Tensor) -> Tensor:
         logs = logs.clone()
-        logs[:, n - 1 :: n] = value
+        if logs.ndim < 2:
+            return logs.fill_(self.value)
+        logs[:, self.every - 1 :: self.every] = self.value
         return logs
 
-    return changed
 
-
-def _all(value: float) -> Callable[[Tensor], Tensor]:
-    return lambda logs: torch.full_like(logs, value)
-
-
-ENDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "log-decays of 0": _all(0.0),
-    "log-decays of -1e-6": _all(-1e-6),
-    "log-decays of -50": _all(-50.0),
-    "log-decays of -1e4": _all(-1e4),
-    "log-decays of -inf": _all(float("-inf")),
-    "every third log-decay -1e4": _every(3, -1e4),
-    "every third log-decay -inf": _every(3, float("-inf")),
+ENDS: dict[str, End] = {
+    "log-decays of 0": End(1, 0.0),
+    "log-decays of -1e-6": End(1, -1e-6),
+    "log-decays of -50": End(1, -50.0),
+    "log-decays of -1e4": End(1, -1e4),
+    "log-decays of -inf": End(1, float("-inf")),
+    "every third log-decay -1e4": End(3, -1e4),
+    "every third log-decay -inf": End(3, float("-inf")),
 }
+
+
+def _where(function: Callable[..., Any], step: str | Callable[..., Any] | None, called: str) -> str:
+    """How the kernel for single tokens is imported."""
+    if isinstance(step, str):
+        return step if ":" in step else f"{called.rpartition(':')[0]}:{step}"
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def step_of(function: Callable[..., Any], adapter: Adapter) -> tuple[Callable[..., Any], Adapter] | None:
