@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import subprocess
@@ -47,7 +48,8 @@ from mutants.guards import Project
 
 root = Path(sys.argv[1])
 project = Project(root, "toyzoo", ("tests/test_toy.py",), theorems=False)
-sys.exit(main(["kernels/toy.py", "--keep", str(root / "kept"), "--hang", "2", *sys.argv[2:]], project, root / "why.toml"))
+options = ["--keep", str(root / "kept"), "--hang", "2", *sys.argv[2:]]
+sys.exit(main(["kernels/toy.py", *options], project, root / "why.toml"))
 """
 
 
@@ -94,8 +96,8 @@ def test_what_becomes_of_mutants(toy):
     assert first.returncode == 1
     assert f"without a reason: kernels/toy.py::clip: {alive}" in first.stdout
 
-    because = f"[[reason]]\nkind = 'equivalent'\nbecause = 'low is low'\nmutants = ['''{records[alive]['mutant']}''']"
-    (toy.root / "why.toml").write_text(because)
+    named = f"mutants = ['''{records[alive]['mutant']}''']\n"
+    (toy.root / "why.toml").write_text(f"[[reason]]\nkind = 'equivalent'\nbecause = 'low is low'\n{named}")
     second = toy("--bar", "100", "--report")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "100.0%" in second.stdout
@@ -192,7 +194,7 @@ def test_a_score_counts_out_what_cannot_be_killed(toy):
     (score,) = scores(every, results, why)
     assert (score.run, score.killed, score.timeouts, score.survivors) == (4, 2, 1, [names[1], names[3]])
     assert score.share == 2 / 3
-    quiet = Console(file=open(os.devnull, "w"))
+    quiet = Console(file=io.StringIO())
     assert report(quiet, [score], 0.5) == 1  # names[3] has no reason
     why[names[3]] = store.Reason("speed", "so")
     assert report(quiet, scores(every, results, why), 0.5) == 0

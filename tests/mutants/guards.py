@@ -54,7 +54,7 @@ def theorem_holds(name: str) -> bool:
 
 
 def without_shrinking() -> None:
-    """A counterexample is enough: its smallest form, which takes hypothesis longest, is of no interest here."""
+    """A counterexample is enough: finding its smallest form is what takes hypothesis longest."""
     engine = importlib.import_module("hypothesis.internal.conjecture.engine")
     runner = getattr(engine, "ConjectureRunner", None)
     if hasattr(runner, "shrink_interesting_examples"):

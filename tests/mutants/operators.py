@@ -10,6 +10,7 @@ import ast
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 COMPARE: dict[type[ast.cmpop], tuple[str, ...]] = {
     ast.Lt: ("<=", ">="),
@@ -55,9 +56,13 @@ OTHER = {
 }
 # Methods without which a tensor is still one: x.f(...) becomes x.
 DROPPED = frozenset(
-    "abs bool cat clamp clamp_max clamp_min clone contiguous cos cumsum detach diff double exp expand "
-    "expand_as flatten flip float log long masked_fill masked_fill_ mul mul_ neg repeat_interleave reshape "
-    "rsqrt sigmoid sin softmax sqrt square tanh to transpose type_as unsqueeze view view_as".split()
+    (
+        *("abs", "bool", "clamp", "clamp_max", "clamp_min", "clone", "contiguous", "cos", "cumsum", "detach"),
+        *("diff", "double", "exp", "expand", "expand_as", "flatten", "flip", "float", "log", "long"),
+        *("masked_fill", "masked_fill_", "mul", "mul_", "neg", "repeat_interleave", "reshape", "rsqrt"),
+        *("sigmoid", "sin", "softmax", "sqrt", "square", "tanh", "to", "transpose", "type_as", "unsqueeze"),
+        *("view", "view_as"),
+    )
 )
 PLACES = frozenset(("torch", "F", "tl", "math"))  # modules whose functions of one argument may be left out
 
@@ -181,7 +186,7 @@ class _Walk:
                 if isinstance(child, ast.AST) and not _done(node, child):
                     self.visit(child, function, inside, statement)
         if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.With)):
-            self.bound |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and _stores(n)}
+            self.bound |= {n.id for n in ast.walk(node) if _stores(n)}
 
     def _add(self, change: _Change | None, function: str, inside: bool, statement: ast.stmt | None) -> None:
         if change is None:
@@ -330,9 +335,7 @@ class _Walk:
 
     def statement(self, node: ast.Expr | ast.AugAssign | ast.Assign) -> Iterator[_Change | None]:
         if isinstance(node, ast.Assign):
-            names = {
-                n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name) and _stores(n)
-            }
+            names = {n.id for t in node.targets for n in ast.walk(t) if _stores(n)}
             attributes = any(isinstance(t, (ast.Attribute, ast.Subscript)) for t in node.targets)
             if not attributes and not names <= self.bound:
                 return
@@ -348,8 +351,8 @@ class _Walk:
                 yield self._whole(node.value, f"{self.text.of(b)}, {self.text.of(a)}")
 
 
-def _stores(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Store)
+def _stores(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
 def _arguments(node: ast.FunctionDef) -> set[str]:
