@@ -7,7 +7,18 @@ import importlib
 from ..theorem import Collection, Theorem
 
 # In the order they are shown. Each has a Collection THEOREMS, or a function theorems() returning one.
-FILES = ("forms", "gradients", "delta", "links", "mixer_links", "operator", "lattice", "rounding", "mixers")
+FILES = (
+    "forms",
+    "gradients",
+    "delta",
+    "links",
+    "mixer_links",
+    "operator",
+    "lattice",
+    "triton",
+    "rounding",
+    "mixers",
+)
 
 
 def catalogue() -> dict[str, Theorem]:
