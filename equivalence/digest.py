@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class Digest:
         elif isinstance(value, np.ndarray):  # of Python's own numbers
             self._put(f"object{list(value.shape)}")
             self.add(value.reshape(-1).tolist())
-        elif value is None or isinstance(value, (bool, int, str)):
+        elif value is None or isinstance(value, (bool, int, str, Decimal)):
             self._put(repr(value))
         elif isinstance(value, float):
             self._put(value.hex())

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from html import escape
 
 from ..mixers import registry
-from .prove import by_kind, error_of, found, together
+from .certificate_page import READ
+from .markup import definitions, document, table, words
+from .proof_table import by_kind, error_of, found, together
 from .style import INK, Drawn, colour, style
 from .theorem import Outcome
+from .theorems_page import GROUPS
 from .training import PROMPT, SAMPLE, Training
 
 THESIS = (
@@ -24,69 +27,6 @@ EQUATION = (
     "S<sub>t</sub> = decay<sub>t</sub> ∘ S<sub>t−1</sub> + k<sub>t</sub> v<sub>t</sub>ᵀ &emsp; "
     "o<sub>t</sub> = S<sub>t</sub>ᵀ q<sub>t</sub>"
 )
-
-GROUPS = {
-    "forms": "The forms are one function",
-    "orders": "Reading before or after the write",
-    "gradients": "The gradients",
-    "links": "Mixers that are special cases of each other",
-    "operator": "The operator that is called",
-    "lattice": "Equal to the last bit",
-    "mixers": "The mixers",
-}
-EVIDENCE = {
-    "exact": "an identity of polynomials, checked in the field of 2⁶¹ − 1 elements on the code that runs, at "
-    "random points: no rounding. The error is the probability that a false identity went unseen.",
-    "property": "random examples in floating point, with shapes, lengths, decays and cuts of all kinds. The "
-    "error is the largest relative difference seen.",
-    "text": "the same on the bytes of real text.",
-    "bound": "the rounding error, under a bound that was computed beside the value; shown as a part of it.",
-    "coq": "a machine-checked proof about a model of the code, for all lengths.",
-    "bitwise": "inputs on which every intermediate is exact: equal means equal bits, so there is no error.",
-}
-
-CSS = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5d6670; --line: #dfe3e8; --back: #fff;
-  --card: #f6f8fa; --good: #0a7d4f; --bad: #c4281c; --badback: #fdecea; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a0a8b1; --line: #333941;
-  --back: #14171a; --card: #1d2125; --good: #4cc38a; --bad: #ff7b6e; --badback: #3a1d1a; } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--back); color: var(--ink); line-height: 1.5;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
-main { max-width: 76rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 2rem; margin: 0 } h2 { margin: 3rem 0 .5rem; font-size: 1.4rem }
-h3 { margin: 1.75rem 0 .4rem; font-size: 1.05rem }
-p, pre { max-width: 46rem } .thesis { font-size: 1.2rem; margin: .25rem 0 .75rem }
-.equation { font: italic 1.15rem/1.6 Georgia, "DejaVu Serif", serif; overflow-x: auto; margin: 0 0 1rem }
-.soft, figcaption { color: var(--soft); font-size: .9rem }
-.verdict { font-weight: 600; padding: .6rem .9rem; border-radius: 8px; background: var(--card);
-  border-left: 5px solid var(--good) }
-.verdict.bad { border-color: var(--bad); background: var(--badback) }
-.failure { background: var(--badback); border-left: 5px solid var(--bad); border-radius: 8px;
-  padding: .6rem .9rem; margin: .75rem 0 }
-.scroll { overflow-x: auto; margin: .5rem 0 }
-table { border-collapse: collapse; width: 100%; font-size: .9rem }
-th, td { text-align: left; padding: .35rem .7rem .35rem 0; vertical-align: top;
-  border-bottom: 1px solid var(--line) }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; vertical-align: bottom }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-code, .name { font: .85rem/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace }
-.name { white-space: nowrap } .good { color: var(--good) } .bad { color: var(--bad); font-weight: 600 }
-.dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .45em;
-  box-shadow: 0 0 0 1px var(--line) }
-details { border-bottom: 1px solid var(--line); padding: .5rem 0; max-width: 68rem }
-summary { cursor: pointer } nav { margin: 1rem 0; font-size: .95rem }
-figure { margin: 1.5rem 0 2.5rem } figcaption { max-width: 52rem; margin-top: .5rem }
-.picture { overflow-x: auto; background: #fff; border: 1px solid var(--line); border-radius: 8px }
-.picture img { display: block; width: 100%; min-width: 36rem }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); border-radius: 8px;
-  padding: .6rem .9rem; margin: .3rem 0 1rem; font-size: .85rem }
-.samples { display: grid; gap: 0 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)) }
-pre b { color: var(--soft) } dl { display: grid; grid-template-columns: max-content 1fr;
-  gap: .2rem 1rem; font-size: .9rem; max-width: 52rem } dt { color: var(--soft) } dd { margin: 0 }
-a { color: inherit }
-"""
 
 
 @dataclass(frozen=True)
@@ -134,32 +74,7 @@ def render(report: Report) -> str:
         '<h2 id="made">How this page was made</h2>',
         _made(report),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>mixerzoo: report</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _text(text: str) -> str:
-    """Escaped, with `code` as code and N^1.2 as a power."""
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-    return re.sub(r"N\^([\d.]+\d)", r"N<sup>\1</sup>", text)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """Cells are HTML; `numeric` columns are set flush right."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        parts = []
-        for i, cell in enumerate(row):
-            parts.append(f'<{tag} class="n">{cell}</{tag}>' if i in numeric else f"<{tag}>{cell}</{tag}>")
-        return "<tr>" + "".join(parts) + "</tr>"
-
-    body = "\n".join(cells("td", row) for row in rows)
-    return f'<div class="scroll"><table>\n{cells("th", head)}\n{body}\n</table></div>'
+    return document("mixerzoo: report", body)
 
 
 def _verdict(report: Report) -> str:
@@ -192,7 +107,7 @@ def _contents() -> str:
 
 def _failure(o: Outcome) -> str:
     return (
-        f'<div class="failure"><span class="name">✗ {escape(o.name)}</span><br>{_text(o.statement)}<br>'
+        f'<div class="failure"><span class="name">✗ {escape(o.name)}</span><br>{words(o.statement)}<br>'
         f"<b>but:</b> {escape(o.failure or '')}</div>"
     )
 
@@ -207,7 +122,7 @@ def _figure(drawn: Drawn) -> str:
     return (
         f'<figure id="{drawn.name}"><div class="picture" style="max-width:{width:.0f}px">'
         f'<img alt="{escape(drawn.title)}" src="data:image/svg+xml;base64,{image}"></div>\n'
-        f"<figcaption>{_text(drawn.caption)} "
+        f"<figcaption>{words(drawn.caption)} "
         f'<a download="{drawn.name}.json" href="data:application/json;base64,{data}">The numbers.</a>'
         "</figcaption></figure>"
     )
@@ -264,7 +179,7 @@ def _trained(trainings: Mapping[str, Training]) -> str:
         "attention. “Difference” is the largest between the logits of the whole sequence at once, in uneven "
         "pieces, and byte by byte, relative to the largest logit, of the trained model on validation text."
         "</p>"
-        + _table(head, rows, range(1, 8))
+        + table(head, rows, range(1, 8))
         + f'<h3>What they write</h3><p class="soft">{SAMPLE} bytes after the prompt, one step for each, at '
         "temperature 0.6. So small a model, after so little training, spells better than it reasons.</p>"
         + '<div class="samples">'
@@ -274,10 +189,12 @@ def _trained(trainings: Mapping[str, Training]) -> str:
 
 
 def _proofs(outcomes: Sequence[Outcome]) -> str:
-    used = by_kind(outcomes)
-    parts = ["<dl>"]
-    parts += [f"<dt>{escape(e)}</dt><dd>{escape(EVIDENCE.get(e, ''))}</dd>" for e in used]
-    parts.append("</dl>")
+    parts = [
+        definitions({kind: words(READ[kind].short) for kind in by_kind(outcomes)}),
+        "<p>Each theorem with its formula, both sides, all that its evidence found, and what it lacks: "
+        '<a href="proofs.html">the certificate</a>, which <code>mixerzoo prove --replay proofs.json</code> '
+        "makes again.</p>",
+    ]
     groups: dict[str, list[Outcome]] = {}
     for o in outcomes:
         groups.setdefault(o.name.split("/")[0], []).append(o)
@@ -315,14 +232,14 @@ def _theorems(outcomes: Sequence[Outcome]) -> str:
     rows = [
         (
             f'<span class="name">{_mark(o)} {escape(o.name)}</span>',
-            f'{_text(o.statement)}<br><span class="soft">over {_text(o.over)}</span>',
+            f'{words(o.statement)}<br><span class="soft">over {words(o.over)}</span>',
             "<br>".join(escape(e.kind) for e in o.evidence),
             "<br>".join(f"{e.cases:,}" for e in o.evidence),
             "<br>".join(escape(found(e)) for e in o.evidence),
         )
         for o in outcomes
     ]
-    return _table(("theorem", "statement", "evidence", "cases", "found"), rows, (3,))
+    return table(("theorem", "statement", "evidence", "cases", "found"), rows, (3,))
 
 
 def _matrix(outcomes: Sequence[Outcome]) -> str:
@@ -345,9 +262,9 @@ def _matrix(outcomes: Sequence[Outcome]) -> str:
         same = [o for o in outcomes if o.name.endswith("/" + prop)]
         statement = re.sub(r" \([^()]*arXiv[^()]*\)", "", same[0].statement)  # the papers are listed below
         stated.append(
-            f"<dt>{escape(prop)}</dt><dd>{_text(statement)} ({escape(', '.join(by_kind(same)))})</dd>"
+            f"<dt>{escape(prop)}</dt><dd>{words(statement)} ({escape(', '.join(by_kind(same)))})</dd>"
         )
-    return _table(("mixer", *map(escape, properties)), rows) + "<dl>" + "".join(stated) + "</dl>"
+    return table(("mixer", *map(escape, properties)), rows) + "<dl>" + "".join(stated) + "</dl>"
 
 
 def _mixers() -> str:
@@ -357,7 +274,7 @@ def _mixers() -> str:
             r"arXiv:(\d+\.\d+)", r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', escape(entry.paper)
         )
         rows.append((_named(name), *map(escape, (entry.family, entry.decay, entry.gating)), paper))
-    return _table(("mixer", "family", "decay", "gating", "paper"), rows)
+    return table(("mixer", "family", "decay", "gating", "paper"), rows)
 
 
 def _made(report: Report) -> str:
@@ -367,4 +284,4 @@ def _made(report: Report) -> str:
         "took": f"{report.seconds / 60:.1f} minutes",
         **{escape(name): escape(version) for name, version in report.versions.items()},
     }
-    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items()) + "</dl>"
+    return definitions(rows)

@@ -155,7 +155,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help=f"evidence of this kind alone: {', '.join(EVIDENCE)}; may be repeated",
     )
-    parser.add_argument("--list", action="store_true", help="only list the theorems: what they say, have and lack")
+    parser.add_argument(
+        "--list", action="store_true", help="only list the theorems: what they say, have and lack"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a certificate to FILE")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the certificate to FILE as a page")
     parser.add_argument(
@@ -184,9 +186,7 @@ def _with_bar(console: Console, settings: Settings) -> list[Outcome]:
         def report(done: int, of: int, theorem: Theorem) -> None:
             bar.update(task, completed=done, total=of, description=theorem.name)
 
-        return prove(
-            settings.names, settings.quick, settings.seed, settings.text, report, settings.kinds
-        )
+        return prove(settings.names, settings.quick, settings.seed, settings.text, report, settings.kinds)
 
 
 def _replay(console: Console, path: Path, text: Path | None) -> int:

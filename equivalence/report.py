@@ -15,11 +15,13 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from .certificate import Settings, as_json, certificate, versions
+from .certificate_page import certificate_page
 from .figures import FIGURES
 from .figures.plan import Inputs
 from .page import Report, render
 from .plot import add_training_arguments, draw_all, prepare, progress_bars, with_models
-from .prove import as_json, prove, versions
+from .prove import check_seed, prove
 from .style import save
 from .text import check_file, check_folder
 from .theorem import Outcome, Theorem
@@ -54,12 +56,13 @@ def with_proofs(progress: Progress, quick: bool, seed: int, text: Path | None) -
 def environment(seed: int) -> dict[str, str]:
     """Everything that the numbers of a report depend on."""
     found = versions()
-    for package in ("triton", "matplotlib"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return {**found, "platform": platform.platform(), "cores": str(cores()), "seed": str(seed)}
+    return {
+        **found,
+        "matplotlib": importlib.metadata.version("matplotlib"),
+        "platform": platform.platform(),
+        "cores": str(cores()),
+        "seed": str(seed),
+    }
 
 
 def command(args: argparse.Namespace) -> str:
@@ -96,11 +99,12 @@ def make(
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     try:
+        check_seed("--seed", args.seed)
         check_folder("--output", args.output)
         inputs = prepare(args.steps, args.text)
         args.output.mkdir(parents=True, exist_ok=True)
         check_folder("figures of --output", args.output / "figures")
-        for name in ("index.html", "proofs.json"):
+        for name in ("index.html", "proofs.json", "proofs.html"):
             check_file(f"{name} of --output", args.output / name)
     except (OSError, ValueError) as error:
         print(f"mixerzoo report: {error}", file=sys.stderr)
@@ -109,9 +113,9 @@ def run(args: argparse.Namespace) -> int:
     inputs = inputs._replace(plan=replace(plan, settings=replace(plan.settings, seed=args.seed)))
     with progress_bars() as progress:
         outcomes = with_proofs(progress, not args.full, args.seed, args.text)
-        (args.output / "proofs.json").write_text(
-            as_json(outcomes, not args.full, args.seed), encoding="utf-8"
-        )
+        record = certificate(outcomes, Settings(None, None, not args.full, args.seed, args.text))
+        (args.output / "proofs.json").write_text(as_json(record), encoding="utf-8")
+        (args.output / "proofs.html").write_text(certificate_page(record), encoding="utf-8")
         report = make(inputs, outcomes, args, began, progress)
     for o in report.failures:
         print(f"✗ {o.name}\n  stated: {o.statement}\n  but: {o.failure}")

@@ -203,7 +203,11 @@ class EvidenceOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one theorem, with what it states; `lacks` maps kinds of evidence to why there is none."""
+    """The result of one theorem, with what it states.
+
+    lacks: why there is none of a kind of evidence.
+    ranges: what a kind of evidence ranges over, where that is not `over`.
+    """
 
     name: str
     statement: str
@@ -213,6 +217,7 @@ class Outcome:
     left: str = ""
     right: str = ""
     lacks: Mapping[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -307,6 +312,7 @@ class Theorem:
             self.left.description if self.left else "",
             self.right.description if self.right else "",
             self.lacks,
+            self.ranges,
         )
 
     def _gather(self, kind: str, budget: Budget) -> EvidenceOutcome:

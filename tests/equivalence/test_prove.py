@@ -86,10 +86,10 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "forms/scan-network" in printed and "operator/step" in printed and "all hold" in printed
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert record["seed"] == 3 and record["quick"] and record["passed"]
-    assert {"python", "torch", "numpy", "mixerzoo"} <= record["versions"].keys()
-    assert [o["name"] for o in record["outcomes"]] == ["forms/scan-network", "operator/step"]
-    assert record["outcomes"][0]["statement"] == THEOREMS["forms/scan-network"].statement
+    assert record["run"]["seed"] == 3 and record["run"]["quick"] and record["passed"]
+    assert {"python", "torch", "numpy", "mixerzoo", "coqc"} <= record["made with"]["versions"].keys()
+    assert [t["name"] for t in record["theorems"]] == ["forms/scan-network", "operator/step"]
+    assert record["theorems"][0]["statement"] == THEOREMS["forms/scan-network"].statement
 
 
 def test_the_command_lists(capsys):

@@ -74,7 +74,8 @@ def test_the_page_is_whole_and_self_contained(run, inputs: Inputs, tmp_path: Pat
     parser.feed(page)
     assert not parser.open
     assert len(parser.loaded) == len(FIGURES) and all(s.startswith("data:image/") for s in parser.loaded)
-    assert all(re.match(r"#|data:|https://arxiv\.org/abs/", link) for link in parser.links)
+    accepted = r"#|data:|proofs\.html$|https://arxiv\.org/abs/"
+    assert all(re.match(accepted, link) for link in parser.links)
     assert "@import" not in page and "url(" not in page and "<script" not in page
     assert all(o.name in page for o in (HELD, *MIXERS))
     assert "Chunk &lt; recurrent &amp; equal to <code>it</code>." in page
