@@ -3,7 +3,7 @@
    Models kernels/forms.py: `segment_sums`, `causal`, `weights`, `attend`, `prefix`, `suffix`, `read_entry`, `carry`.
    A slice is steps i .. i+n of a sequence of any length. *)
 
-Require Export Orders.
+From Mixerzoo Require Export Orders.
 
 Section Attention.
 Context {C : core} {Q : reads C}.
@@ -189,4 +189,29 @@ Proof.
   rewrite from by lia. now rewrite Nat.sub_0_r.
 Qed.
 
+(* ---------------------------------------------------------------- the two reads *)
+
+(* Keys, values and decays one step late, after a step that does nothing. *)
+Definition one_step_late t : step Q :=
+  match t with
+  | 0 => Step one zero (ask (steps 0))
+  | Datatypes.S s => Step (a s) (x s) (ask (steps t))
+  end.
+
 End Attention.
+
+(* Reading before the write is reading after it, of what is one step late. *)
+Theorem read_before_is_late {C : core} {Q : reads C} (steps : nat -> step Q) S n :
+  outputs RDA steps S 0 n = outputs DAR (one_step_late steps) S 0 n.
+Proof.
+  assert (states : forall t, state_after DAR (one_step_late steps) S 0 (t + 1) = state_after RDA steps S 0 t).
+  { induction t as [|t IH].
+    - cbn. unfold after, kept. cbn. now rewrite through_one, plus_zero.
+    - change (Datatypes.S t + 1) with (Datatypes.S (t + 1)). cbn [state_after]. rewrite IH.
+      replace (0 + (t + 1)) with (Datatypes.S t) by lia. reflexivity. }
+  unfold outputs. apply map_ext_in. intros t _. f_equal; [now destruct t|].
+  unfold reads_at. rewrite Nat.sub_0_r.
+  transitivity (state_after RDA steps S 0 t).
+  - unfold seen, faded, own. cbn -[plus]. now rewrite through_one, plus_zero.
+  - rewrite <- states, Nat.add_1_r. cbn [state_after]. now replace (0 + t) with t by lia.
+Qed.

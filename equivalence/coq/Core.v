@@ -4,7 +4,8 @@
    kernels/delta.py: a transition is diag(a) + x y^T, and whatever such matrices compose to.
    Matrices.v shows that both are instances. *)
 
-Require Export Arith Lia List Sums.
+Require Export Arith Lia List.
+From Mixerzoo Require Export Sums.
 Export ListNotations.
 
 Record core := Core {

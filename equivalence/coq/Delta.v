@@ -4,7 +4,7 @@
    with beta or with x and y. The delta rule and the general form are steps of one sequence here; in the code
    all steps of a sequence are of one kind. *)
 
-Require Export Forms.
+From Mixerzoo Require Export Forms.
 
 (* Values that can be subtracted, read from states and written to them by keys. *)
 Record erasable (C : core) := Erasable {

@@ -3,8 +3,8 @@
    Models kernels/forms.py: `tree`, `chunk`, `scan` and the drivers `recurrent_form`, `chunk_form`, `parallel_form`,
    `scan_form`. *)
 
-Require Export Attention Halves.
-Require Import Scan.
+From Mixerzoo Require Export Attention Halves.
+From Mixerzoo Require Import Scan.
 
 Section Forms.
 Context {C : core} {Q : reads C}.
@@ -103,7 +103,7 @@ Proof.
   revert S i p within.
   induction n as [|n IH]; intros S i p within.
   - now replace p with 0 by lia.
-  - destruct p as [|p]; [reflexivity|]. rewrite state_after_next, after_is_step.
+  - destruct p as [|p]; [reflexivity|]. rewrite state_after_next, after_is_advance.
     unfold slice in *. cbn [seq map states nth]. apply IH. lia.
 Qed.
 

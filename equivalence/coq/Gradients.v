@@ -3,7 +3,7 @@
    Models kernels/gradients.py: `walk_gradient`, and kernels/order.py: `Order.adjoint`. The loss is
    sum_t <o_t, do_t> + <S_T, G_T>, and a gradient is what it changes by: exactly, since it is affine in each. *)
 
-Require Export Forms.
+From Mixerzoo Require Export Forms.
 
 (* Gradients of states, and the decays as they act on these, in reversed time: itself for diag(a), the transposed
    for a matrix. `pair` may be the sum over all entries of S ∘ G, or over those of one key, or of one value. *)

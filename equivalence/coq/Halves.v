@@ -4,7 +4,8 @@
    Models the loops over h in kernels/forms.py: `tree`, kernels/gradients.py: `_inside_tree`, kernels/delta.py:
    `scores`; `halves` cuts [.., N, D] into blocks of 2h by reshaping, so that position p lies in block p / 2h. *)
 
-Require Export Arith Lia List Sums.
+Require Export Arith Lia List.
+From Mixerzoo Require Export Sums.
 
 Definition block h p := 2 * h * (p / (2 * h)).  (* where the block of position p begins *)
 Definition in_right h p := h <=? p mod (2 * h).

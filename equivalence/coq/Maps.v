@@ -3,7 +3,7 @@
    So everything in Recurrence.v and Scan.v holds of it: pieces, chunks, trees of compositions, masks, and states
    handed from one rank to the next. Models kernels/forms.py: the D and A of `walk` with beta, or with x and y. *)
 
-Require Export Delta.
+From Mixerzoo Require Export Delta.
 
 Record additive_map (X : sums) := AdditiveMap {
   image : X -> X;

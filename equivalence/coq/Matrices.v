@@ -3,7 +3,8 @@
 
    Models kernels/forms.py: `decay_state`, `read_state`, `decayed`, `carry`, `read_entry`, `tree` (its products). *)
 
-Require Export Gradients Delta Ring.
+Require Export Ring.
+From Mixerzoo Require Export Gradients Delta.
 
 Record ring := MakeRing {
   number :> Type;
@@ -318,4 +319,46 @@ Proof.
   unfold rows, outer. entrywise. rewrite times_dot. apply dot_ext. intros h below. rewrite cell_cells by easy. ring.
 Qed.
 
+(* ---------------------------------------------------------------- the delta rule is an erasure *)
+
+Definition scaled (beta : F) (v : values_sums) : values_sums := row V (fun j => beta * at_ v j).
+Lemma scaled_additive beta : additive (scaled beta).
+Proof. split; unfold scaled; entrywise; ring. Qed.
+
+(* With x = -beta k, y = a ∘ k and v <- beta v, the general form is the delta rule. *)
+Theorem rule_is_general o a k v beta q (S : matrix) :
+  one_of_reads o ->
+  delta_step (C := diagonal) (Q := by_queries) (V := by_keys) o S
+    (Erasing (C := diagonal) (Q := by_queries) (V := by_keys)
+       (a, ones V) k v (Rule (V := by_keys) (scaled beta) (scaled_additive beta)) q)
+  = delta_step (C := diagonal) (Q := by_queries) (V := by_keys) o S
+    (Erasing (C := diagonal) (Q := by_queries) (V := by_keys)
+       (a, ones V) k (scaled beta v) (General (V := by_keys) (row K (fun i => opp (beta * at_ k i))) (times k a)) q).
+Proof.
+  intros which.
+  assert (same : decay_state S (a, ones V)
+      ⊕ outer k (scaled beta (v ⊕ row V (fun j => opp (at_ (read_state k (decay_state S (a, ones V))) j))))
+    = decay_state S (a, ones V) ⊕ outer (row K (fun i => opp (beta * at_ k i))) (read_state (times k a) S)
+      ⊕ outer k (scaled beta v)).
+  { assert (open : times (read_state (times k a) S) (ones V) = read_state (times k a) S) by (entrywise; ring).
+    rewrite read_through, open. apply matrix_ext. intros i j ? ?.
+    rewrite !cell_plus by easy. unfold outer. rewrite !cell_cells by easy. unfold scaled. rewrite !at_row by easy.
+    rewrite at_plus_values, at_row by easy. ring. }
+  destruct which as [-> | ->].
+  - exact (f_equal (fun T => ([read_state q T], T)) same).
+  - exact (f_equal (fun T => ([read_state q S], T)) same).
+Qed.
+
 End Matrices.
+
+(* ---------------------------------------------------------------- so the forms are one on K x V numbers *)
+
+Corollary chunk_form_of_matrices (F : ring) K V o (steps : nat -> step (by_queries F K V)) how S T size :
+  size > 0 -> in_blocks (chunk o steps how) S T size = walk o S (slice steps 0 T).
+Proof. apply chunk_form. Qed.
+
+Corollary delta_form_of_matrices
+  (F : ring) K V o (steps : nat -> erasing (by_queries F K V) (by_keys F K V)) how S T size :
+  one_of_reads o -> size > 0 ->
+  in_blocks (delta_chunk o steps how) S T size = delta_walk o S (slice steps 0 T).
+Proof. intros. now apply delta_chunk_form. Qed.

@@ -2,7 +2,7 @@
 
    Models kernels/order.py: `Order` and its flags; kernels/forms.py: `walk`, and the read of `scan`. *)
 
-Require Export Recurrence Loop.
+From Mixerzoo Require Export Recurrence Loop.
 
 Inductive letter := D | A | R.  (* decay, add, read *)
 Inductive order := DAR | ARD | RDA | DRA | RAD | ADR.
@@ -85,7 +85,7 @@ Qed.
 (* So in every order the states are those of one recurrence, of which a write may be the decayed one. *)
 Definition canonical o e : event C := (decay e, kept o e).
 
-Lemma after_is_step o S e : after o S e = Recurrence.step S (canonical o e).
+Lemma after_is_advance o S e : after o S e = advance S (canonical o e).
 Proof. reflexivity. Qed.
 
 (* How `scan` reads a step, of the states before and after it: the latter in orders that end in R. *)

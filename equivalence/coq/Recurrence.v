@@ -2,16 +2,16 @@
 
    Models kernels/forms.py: `walk` (its states), `carry`, `_compose`, and kernels/ops.py: `apply_mask`. *)
 
-Require Export Core.
+From Mixerzoo Require Export Core.
 
 Section Recurrence.
 Context {C : core}.
 Implicit Types (x : state C) (a : transition C).
 
 Definition event := (transition C * state C)%type.  (* a step: decay the state, then add to it *)
-Definition step (S : state C) (e : event) : state C := (S ◁ fst e) ⊕ snd e.
+Definition advance (S : state C) (e : event) : state C := (S ◁ fst e) ⊕ snd e.
 
-Definition recurrent (S : state C) (l : list event) : state C := fold_left step l S.
+Definition recurrent (S : state C) (l : list event) : state C := fold_left advance l S.
 
 (* All decays of l, and the sum of its writes, each through the decays of the steps after it. *)
 Fixpoint total (l : list event) : transition C :=
@@ -29,8 +29,8 @@ Theorem recurrent_is_parallel l : forall S, recurrent S l = (S ◁ total l) ⊕ 
 Proof.
   induction l as [|[a x] l IH]; intros S; simpl.
   - now rewrite through_one, plus_zero.
-  - change (recurrent (step S (a, x)) l = (S ◁ (a ⊙ total l)) ⊕ ((x ◁ total l) ⊕ parallel l)).
-    rewrite IH. unfold step. simpl. now rewrite through_plus, through_compose, plus_assoc.
+  - change (recurrent (advance S (a, x)) l = (S ◁ (a ⊙ total l)) ⊕ ((x ◁ total l) ⊕ parallel l)).
+    rewrite IH. unfold advance. simpl. now rewrite through_plus, through_compose, plus_assoc.
 Qed.
 
 Corollary from_zero l : recurrent zero l = parallel l.
@@ -41,9 +41,9 @@ Theorem split_anywhere S l m : recurrent S (l ++ m) = recurrent (recurrent S l) 
 Proof. apply fold_left_app. Qed.
 
 (* `carry`: the state after a chunk, from the state before it. *)
-Definition carry (S : state C) (chunk : list event) : state C := (S ◁ total chunk) ⊕ parallel chunk.
+Definition after_chunk (S : state C) (chunk : list event) : state C := (S ◁ total chunk) ⊕ parallel chunk.
 
-Theorem any_chunking chunks : forall S, recurrent S (concat chunks) = fold_left carry chunks S.
+Theorem any_chunking chunks : forall S, recurrent S (concat chunks) = fold_left after_chunk chunks S.
 Proof.
   induction chunks as [|c chunks IH]; intros S; simpl; [reflexivity|].
   now rewrite split_anywhere, IH, recurrent_is_parallel.
@@ -67,15 +67,15 @@ Qed.
 Lemma parallel_app l m : parallel (l ++ m) = (parallel l ◁ total m) ⊕ parallel m.
 Proof. now rewrite <- from_zero, split_anywhere, (recurrent_is_parallel m), (from_zero l). Qed.
 
-Inductive tree :=
+Inductive composition :=
   | Leaf (e : event)
-  | Node (earlier later : tree).
-Fixpoint leaves (t : tree) : list event :=
+  | Node (earlier later : composition).
+Fixpoint leaves (t : composition) : list event :=
   match t with
   | Leaf e => [e]
   | Node earlier later => leaves earlier ++ leaves later
   end.
-Fixpoint joined (t : tree) : event :=
+Fixpoint joined (t : composition) : event :=
   match t with
   | Leaf e => e
   | Node earlier later => join (joined earlier) (joined later)
@@ -88,7 +88,7 @@ Proof.
   - rewrite IHe, IHl. unfold join. simpl. now rewrite total_app, parallel_app.
 Qed.
 
-Corollary any_tree_is_recurrent t S : step S (joined t) = recurrent S (leaves t).
+Corollary any_tree_is_recurrent t S : advance S (joined t) = recurrent S (leaves t).
 Proof. now rewrite any_tree, recurrent_is_parallel. Qed.
 
 (* ---------------------------------------------------------------- masks *)
@@ -96,8 +96,8 @@ Proof. now rewrite any_tree, recurrent_is_parallel. Qed.
 (* `apply_mask`: a masked step does not decay, and writes nothing. *)
 Definition idle : event := (one, zero).
 
-Lemma step_idle S : step S idle = S.
-Proof. unfold step, idle. simpl. now rewrite through_one, plus_zero. Qed.
+Lemma step_idle S : advance S idle = S.
+Proof. unfold advance, idle. simpl. now rewrite through_one, plus_zero. Qed.
 
 Fixpoint mask (kept : list bool) (l : list event) : list event :=
   match kept, l with
@@ -114,7 +114,7 @@ Theorem masked_is_remaining kept : forall l S, recurrent S (mask kept l) = recur
 Proof.
   induction kept as [|b kept IH]; intros [|e l] S; try reflexivity.
   destruct b; simpl; [apply IH|].
-  change (recurrent (step S idle) (mask kept l) = recurrent S (remaining kept l)).
+  change (recurrent (advance S idle) (mask kept l) = recurrent S (remaining kept l)).
   now rewrite step_idle, IH.
 Qed.
 
@@ -132,7 +132,7 @@ Definition resets (l : list event) :=
 Lemma reset_is_from_zero l S : resets l -> recurrent S l = recurrent zero l.
 Proof.
   destruct l as [|[a x] l]; simpl; [easy|]. intros forget.
-  unfold recurrent. simpl. unfold step at 2 4. simpl. now rewrite !forget.
+  unfold recurrent. simpl. unfold advance at 2 4. simpl. now rewrite !forget.
 Qed.
 
 (* Packed sequences, each of which starts by forgetting: after every one of them the state is its own. *)
@@ -141,4 +141,4 @@ Proof. intros forget. rewrite split_anywhere. now apply reset_is_from_zero. Qed.
 
 End Recurrence.
 Arguments event : clear implicits.
-Arguments tree : clear implicits.
+Arguments composition : clear implicits.

@@ -2,7 +2,7 @@
 
    Models kernels/forms.py: `associative_scan`, slice by slice. Only associativity is used. *)
 
-Require Import Recurrence.
+From Mixerzoo Require Import Recurrence.
 
 Section Scan.
 Context {E : Type}.
@@ -153,7 +153,7 @@ Context {C : core}.
 Fixpoint states (S : state C) (l : list (event C)) : list (state C) :=
   S :: match l with
        | [] => []
-       | e :: l => states (step S e) l
+       | e :: l => states (advance S e) l
        end.
 
 Theorem scanned_states S l n :

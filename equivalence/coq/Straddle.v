@@ -2,7 +2,7 @@
 
    Models kernels/gradients.py: `_through_state`, `_inside_scalar` and `_inside_tree`, for slices of every length. *)
 
-Require Export Gradients.
+From Mixerzoo Require Export Gradients.
 
 Section Straddle.
 Context {C : core} {K : dual C}.
