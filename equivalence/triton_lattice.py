@@ -95,7 +95,7 @@ def inputs(case: Case, length: int, g: torch.Generator) -> Tensors:
         x["log_decay"] = torch.tensor([1.0, FORGOTTEN], dtype=torch.float64)
     elif case.key_decay == "dt·A":
         x["log_decay"] = torch.zeros(B, length, H, dtype=torch.float64)  # dt
-        x["log_decay"][:, :: max(length // 2, 1)] = 1
+        x["log_decay"][:, length // 2] = 1
         kinds = torch.tensor([1.0, FORGOTTEN, 1.0 if erases else HALVED], dtype=torch.float64)
         x["outer"] = kinds[torch.randint(0, 3, (H, K), generator=g)]  # exp(A)
     if case.value_decay == "[H,V]":
