@@ -194,17 +194,10 @@ class KernelSubject(Measuring):
         if self.step is not None:
             function, adapter = self.step
             step = f"{_where(function, self.adapter.step, self.called)}", adapter
-        calls = of_kernel(self.called, self.adapter, step, case, WEIGHTS_SEED, not self._takes_doubles())
+        calls = of_kernel(
+            self.called, self.adapter, step, case, WEIGHTS_SEED, case.property != "fp64" and not self.native
+        )
         return snippet(calls, case, self._ends(case.label))
-
-    def _takes_doubles(self) -> bool:
-        """Whether it computes something of them as it is, exactly or not."""
-        try:
-            with torch.no_grad():
-                self.run(self.inputs(1, self.lengths[0], 0), keep=False)
-        except Exception:
-            return False
-        return True
 
     def _ends(self, label: str) -> str:
         """The line that brings decays to the end of this label."""
@@ -217,21 +210,21 @@ class KernelSubject(Measuring):
             value = log.value if a.drawn == "log_decay" else math.exp(log.value)
             written = f"float('{value}')" if math.isinf(value) else repr(value)
             before = ":, " * letters(a.shape).index("T")
-            lines.append(f"x[{name!r}][{before}{log.every - 1} :: {log.every}] = {written}")
+            which = f"{before}{log.every - 1}::{log.every}" if log.every > 1 else ":"
+            lines.append(f"x[{name!r}][{which}] = {written}")
         return "; ".join(lines)
 
     def describe(self, case: Case) -> str:
         used = {n for a in self.adapter.arguments.values() for n in letters(a.shape)} - {"B", "T"}
         sizes = self.adapter.all_sizes(1, 1)
         said = [f"{n} = {sizes[n]}" for n in sorted(used)]
-        return ", ".join(
-            [*said, *(f"{n} = {v}" for n, v in self.adapter.constants.items() if n == "chunk_size")]
-        )
+        chunk = [f"{n} = {v}" for n, v in self.adapter.constants.items() if n == "chunk_size"]
+        return ", ".join([*said, *chunk])
 
 
 @dataclass(frozen=True)
 class End:
-    """Every n-th token's log-decay, from the n-th on; of a weight, every row's."""
+    """Every n-th token's log-decay, from the n-th on; of a weight, all."""
 
     every: int
     value: float

@@ -104,14 +104,22 @@ class Measuring(Subject):
     @functools.cached_property
     def honest(self) -> bool:
         """Whether it computes in float64 when float64 is meant: a change of 1e-12 in its inputs shows."""
+        return self._shows(self.exactly())
+
+    @functools.cached_property
+    def native(self) -> bool:
+        """Whether it does so as it is."""
+        return self._shows(contextlib.nullcontext())
+
+    def _shows(self, within: contextlib.AbstractContextManager[object]) -> bool:
         if self.widest() != torch.float64:
             return False
         x = self.inputs(1, self.lengths[0], 0)
         changed = {n: y * (1 + 1e-12) if y.is_floating_point() else y for n, y in x.items()}
         try:
-            with torch.no_grad(), self.exactly():
+            with torch.no_grad(), within:
                 y, other = (self.run(given, keep=False)[0] for given in (x, changed))
-        except Unsupported:
+        except (Unsupported, RuntimeError):
             return False
         return y.dtype == torch.float64 and relative(other, y) < 1e-9 and not torch.equal(other, y)
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ....mixers import MixerState
 from ..examine import Target
 from ..subject import Case, Extreme, Inputs, Subject, Unsupported
-from .load import TargetError
+from .load import TargetError, importing
 from .measuring import Measuring, NoState, found_at, tensor_at
+from .snippets import Calls, snippet
 
 SEED = 0
 WIDTHS = ("d_model", "hidden_size", "dim", "width", "embed_dim", "input_size", "n_embd", "channels", "d")
@@ -120,10 +121,21 @@ class ModuleAdapter:
 
 
 class ModuleSubject(Measuring):
-    """Calls of one module by its adapter."""
+    """Calls of one module by its adapter.
 
-    def __init__(self, name: str, module: nn.Module, adapter: ModuleAdapter, dtype: torch.dtype) -> None:
+    Args:
+        name: of the target.
+        module: it.
+        adapter: how it is called.
+        dtype: of inputs and weights.
+        called: how its class is imported, for snippets; "" for a module that was there.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, adapter: ModuleAdapter, dtype: torch.dtype, called: str = ""
+    ) -> None:
         self.name, self.module, self.adapter, self.dtype = name, module, adapter, dtype
+        self.called = called
         self.unsupported, self.dtypes = adapter.unsupported, adapter.dtypes
         self.documented = adapter.tolerance
         self.multiple, self.lengths = adapter.multiple, adapter.lengths
@@ -136,8 +148,9 @@ class ModuleSubject(Measuring):
         return {n: p for n, p in self.module.named_parameters() if p.is_floating_point()}
 
     def at(self, dtype: torch.dtype) -> ModuleSubject:
-        module = copy.deepcopy(self.module).to(dtype)
-        return ModuleSubject(self.name, module.to(self.precision(dtype)), self.adapter, self.precision(dtype))
+        found = self.precision(dtype)
+        module = copy.deepcopy(self.module).to(dtype).to(found)
+        return ModuleSubject(self.name, module, self.adapter, found, self.called)
 
     def run(
         self,
@@ -204,6 +217,9 @@ class ModuleSubject(Measuring):
                     held[name].fill_(value)
             yield Extreme(label, other, self.inputs(1, self.lengths[-1], 0))
 
+    def snippet(self, case: Case) -> str:
+        return snippet(_calls(self.called, self.adapter, case), case)
+
     def describe(self, case: Case) -> str:
         return f"width {self.adapter.width}"
 
@@ -223,6 +239,42 @@ def _tensors(name: str, x: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(f"{name}.{f.name}", getattr(x, f.name))
     elif hasattr(x, "__dict__"):
         yield from _tensors(name, vars(x))
+
+
+def _calls(called: str, a: ModuleAdapter, case: Case) -> Calls | None:
+    """How it is called, in a few lines."""
+    if not called or case.property == "decay_extremes":
+        return None
+    line, name = importing(called)
+    arguments = ", ".join(f"{n}={v!r}" for n, v in a.arguments.items())
+    made = f"m = {name}({arguments}).double().eval().requires_grad_(False)"
+    if a.random:
+        made += "; [p.add_(torch.randn_like(p) * (0.5 if p.ndim < 2 else 0.3)) for p in m.parameters()]"
+    options = "".join(f", {n}={v!r}" for n, v in a.constants.items())
+    setup = [f"import torch; {line}; torch.manual_seed({SEED})", made]
+    axis = a.layout.split().index("T")
+    f = f"f = lambda x, **o: m(x{options}, **o)"
+    if a.step:
+        one = f"x.select({axis}, 0)" if a.step_layout == "B D" else "x"
+        f += f"; g = lambda x, **o: m.{a.step}({one}, *o.values())"
+    setup.append(f)
+    sizes = {"B": case.rows, "T": case.length, "D": a.width}
+    shape = ", ".join(str(sizes[n]) for n in a.layout.split())
+    way = "".join(f"[{k!r}]" if isinstance(k, int) else f".{k}" for k in a.output)
+    after = "".join(f"[{k!r}]" if isinstance(k, int) else f".{k}" for k in a.after)
+    one_way = f"{way}.unsqueeze({axis})" if a.step and a.step_layout == "B D" else way
+    mask = "mask" if a.mask_means == "token" else "~mask"
+    return Calls(
+        setup,
+        f"torch.manual_seed({case.seed}); x = {{'x': torch.randn({shape}, dtype=torch.float64)}}",
+        {"x": axis},
+        (way, axis),
+        None if a.state is None else f"{{{a.state!r}: r{after}}}",
+        None if a.mask is None or a.mask_covers == "row" else (a.mask, mask),
+        a.cu_seqlens,
+        a.step is not None,
+        one_way=one_way,
+    )
 
 
 # ---------------------------------------------------------------- what is not given is guessed
@@ -358,7 +410,8 @@ def module_target(text: str, found: Any, adapter: ModuleAdapter | None = None) -
     if adapter is None:
         given = guess(module, text, given)
     given.check(module, text)
-    subject = ModuleSubject(text, module, given, torch.float64)
+    called = "" if isinstance(found, nn.Module) else text
+    subject = ModuleSubject(text, module, given, torch.float64, called)
     subject = subject if "float64" in given.dtypes else subject.at(torch.float64)
 
     def subjects(property: str) -> Sequence[Subject]:
