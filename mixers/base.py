@@ -30,7 +30,7 @@ class MixerState:
         recurrent: state of the recurrence [N, H, K, V], in the accumulation dtype.
         window: the last inputs of the convolution [N, width - 1, channels], the latest last.
         keys, values: what softmax attention keeps [N, S, H, head_dim]; the first `position` of the
-            S places of a row count, the rest are zero.
+            S places of a row count, the rest are zero (the last ones, where it has a window).
         stabiliser: m [N, ...], float64, where the recurrent state is kept as e^{-m} times itself.
         angle: rotations accumulated so far [N, ...], float64, where they depend on the input.
     """

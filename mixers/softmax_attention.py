@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .arguments import flag, number, whole
 from .base import Mixer, MixerState, Tokens, head_count, head_size, state_part
 from .parts import angles, rotary_frequencies, rotate_pairs
+from .sliding_window import slide
 
 
 class SoftmaxAttention(Mixer):
@@ -16,8 +17,9 @@ class SoftmaxAttention(Mixer):
 
     q and k are rotated by position. The one mixer that does not reduce to the core: its state is
     every key and value so far. `state.keys` and `state.values` have a place for every position; each
-    call adds as many places as it has tokens, and padding leaves them unused. `form` and `backend`
-    change nothing.
+    call adds as many places as it has tokens, and padding leaves them unused. With a `window` the sum is over
+    t - window < s ≤ t, and the state is the last window - 1 keys and values, the latest last: it does not
+    grow. `form` and `backend` change nothing.
 
     On a CPU, torch's kernel for attention has no second derivative ("derivative for
     aten::_scaled_dot_product_flash_attention_for_cpu_backward is not implemented"); inside
@@ -31,6 +33,7 @@ class SoftmaxAttention(Mixer):
         rotary_base: of the rotary positions; None leaves positions out.
         rotary_dim: how many channels of a head are turned, its first ones; None: all.
         bias: of the projections.
+        window: how many tokens a query looks at, itself among them (sliding-window attention); None: all.
 
     Raises:
         TypeError: an option of another type.
@@ -38,7 +41,8 @@ class SoftmaxAttention(Mixer):
             not divide num_heads; rotary_dim is odd or above head_dim.
 
     Paper: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), eq. 1; positions by
-        Su et al. 2021 (arXiv:2104.09864). Initialisation: that of `nn.Linear`.
+        Su et al. 2021 (arXiv:2104.09864); windows by Beltagy et al. 2020 (arXiv:2004.05150).
+        Initialisation: that of `nn.Linear`.
     """
 
     def __init__(
@@ -50,8 +54,10 @@ class SoftmaxAttention(Mixer):
         rotary_base: float | None = 10000.0,
         rotary_dim: int | None = None,
         bias: bool = False,
+        window: int | None = None,
     ) -> None:
         super().__init__(d_model)
+        self.window = None if window is None else whole("window", window, ", or None")
         self.num_heads = head_count(d_model, num_heads)
         self.head_dim = head_size(d_model, self.num_heads, head_dim)
         self.num_kv_heads = self.num_heads
@@ -81,12 +87,17 @@ class SoftmaxAttention(Mixer):
     def initial_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> MixerState:
-        nothing = torch.zeros(batch_size, 0, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
+        places = 0 if self.window is None else self.window - 1
+        nothing = torch.zeros(
+            batch_size, places, self.num_kv_heads, self.head_dim, device=device, dtype=dtype
+        )
         position = torch.zeros(batch_size, device=device, dtype=torch.int64)
         return MixerState(position, keys=nothing, values=nothing)
 
     def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
-        written, sizes = "[N, S, num_kv_heads, head_dim]", (n, None, self.num_kv_heads, self.head_dim)
+        places = None if self.window is None else self.window - 1
+        written = f"[N, {'S' if places is None else 'window - 1'}, num_kv_heads, head_dim]"
+        sizes = (n, places, self.num_kv_heads, self.head_dim)
         keys = state_part("state.keys", state.keys, written, sizes, device)
         state_part("state.values", state.values, written, tuple(keys.shape), device)
 
@@ -96,7 +107,9 @@ class SoftmaxAttention(Mixer):
         q, k, v = self._projections(x, tokens.position)
         assert state.keys is not None and state.values is not None
         cached = state.keys.shape[1]
-        if tokens.segment is not None:
+        if self.window is not None:
+            o, keys, values = slide(self._attend, q, k, v, state, tokens, self.window)
+        elif tokens.segment is not None:
             # A compiled graph cannot have a size that depends on lengths.
             packed = self._packed_dense if torch.compiler.is_compiling() else self._packed
             o, keys, values = packed(q, k, v, state, tokens, tokens.segment)
@@ -209,7 +222,10 @@ class SoftmaxAttention(Mixer):
         q, k, _ = self._projections(x, steps.expand(x.shape[:2]))
         k = k.repeat_interleave(self.num_heads // self.num_kv_heads, 2)
         scores = q.transpose(1, 2) @ k.transpose(1, 2).mT * self.head_dim**-0.5
-        return scores.masked_fill(steps[:, None] < steps, -torch.inf).softmax(-1)
+        unseen = steps[:, None] < steps
+        if self.window is not None:
+            unseen = unseen | (steps[:, None] - steps >= self.window)
+        return scores.masked_fill(unseen, -torch.inf).softmax(-1)
 
 
 def _zeroed(valid: Tensor, y: Tensor) -> Tensor:

@@ -143,6 +143,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {},
         {"num_heads": 4, "num_kv_heads": 2},
         {"num_heads": 1, "head_dim": 5, "rotary_base": None},
+        {"num_heads": 4, "num_kv_heads": 2, "window": 3},
     ),
 }
 
@@ -630,7 +631,7 @@ REASONS = {
 def _theorem(name: str, property: str, stated: Property) -> Theorem:
     count = len(VARIANTS.get(name, ({},)))
     configurations = "one configuration" if count == 1 else f"{count} configurations"
-    text = f"mixers/{name}/streaming has it" if REGISTRY[name].causal else "no state to decode from"
+    text = "streaming has it" if REGISTRY[name].causal else "no state to decode from"
     found = Theorem(
         f"mixers/{name}/{property}",
         stated.statement,

@@ -42,7 +42,7 @@ WHOLE = [
     *((name, "d_model") for name in REGISTRY),
     *((name, option) for name in HEADS for option in ("num_heads", "head_dim")),
     *((name, option) for name in LAYERS for option in ("layer_idx", "num_layers")),
-    *(("softmax", option) for option in ("num_kv_heads", "rotary_dim")),
+    *(("softmax", option) for option in ("num_kv_heads", "rotary_dim", "window")),
     *((name, option) for name in DELTA for option in ("num_key_heads", "head_v_dim", "conv_width")),
     *((name, "head_v_dim") for name in GATED),
     *(("lightning-bailing", option) for option in ("rotary_dim", "norm_groups")),
@@ -261,7 +261,7 @@ def test_none_is_a_default() -> None:
     build("gated-slot-attention", 8, num_slots=None)
     build("lightning-bailing", 8, rotary_dim=None)
     build("rwkv7", 8, decay_rank=None, rate_rank=None, gate_rank=None)
-    build("softmax", 8, num_kv_heads=None, rotary_base=None, rotary_dim=None)
+    build("softmax", 8, num_kv_heads=None, rotary_base=None, rotary_dim=None, window=None)
     Mamba(8, dt_rank=None)
     TransNormerLLM(8, lrpe=None)
     HGRN(8, lower_bound=None)

@@ -163,9 +163,12 @@ def test_hgrn(make, kind: str, layer_idx: int, learned: bool) -> None:
     agrees(m, formula)
 
 
-@pytest.mark.parametrize("num_kv_heads, rotary_dim", [(None, None), (1, None), (None, 2)])
-def test_softmax(make, num_kv_heads: int | None, rotary_dim: int | None) -> None:
-    m = make("softmax", D, num_heads=2, num_kv_heads=num_kv_heads, rotary_dim=rotary_dim)
+@pytest.mark.parametrize(
+    "num_kv_heads, rotary_dim, window",
+    [(None, None, None), (1, None, None), (None, 2, None), (None, None, 1), (1, 2, 3), (None, None, 100)],
+)
+def test_softmax(make, num_kv_heads: int | None, rotary_dim: int | None, window: int | None) -> None:
+    m = make("softmax", D, num_heads=2, num_kv_heads=num_kv_heads, rotary_dim=rotary_dim, window=window)
     half = (rotary_dim or D // 2) // 2
     theta = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
 
@@ -175,6 +178,7 @@ def test_softmax(make, num_kv_heads: int | None, rotary_dim: int | None) -> None
         q, k = (torch.complex(y[..., :half], y[..., half : 2 * half]) for y in (q, k))
         rows = []
         for t in range(T):
+            first = 0 if window is None else max(0, t + 1 - window)
             o = []
             for h in range(2):
                 g = h if num_kv_heads is None else 0
@@ -182,10 +186,10 @@ def test_softmax(make, num_kv_heads: int | None, rotary_dim: int | None) -> None
                     [
                         (q[t, h] * k[s, g].conj() * torch.exp(1j * (t - s) * theta)).real.sum()
                         + still_q[t, h] @ still_k[s, g]
-                        for s in range(t + 1)
+                        for s in range(first, t + 1)
                     ]
                 )
-                o.append((scores / math.sqrt(D // 2)).softmax(0) @ v[: t + 1, g])
+                o.append((scores / math.sqrt(D // 2)).softmax(0) @ v[first : t + 1, g])
             rows.append(torch.cat(o))
         return m.out_proj(torch.stack(rows))
 

@@ -71,7 +71,7 @@ def lightning(m: Any, x: Tensor) -> Tensor:
 
 
 def softmax(m: Any, x: Tensor) -> Tensor:
-    """Vaswani et al. 2017, eq. 1, causal; the rotations of Su et al. 2021 as complex numbers."""
+    """Vaswani et al. 2017, eq. 1, causal; the rotations of Su et al. 2021 as complex numbers; a window."""
     D = m.head_dim
     q, k, v = (linear(p, x).reshape(len(x), -1, D) for p in (m.q_proj, m.k_proj, m.v_proj))
     if m.rotary_base is not None:
@@ -88,8 +88,9 @@ def softmax(m: Any, x: Tensor) -> Tensor:
     for h in range(m.num_heads):
         shared = h * m.num_kv_heads // m.num_heads
         for t in range(len(x)):
-            w = torch.exp(k[: t + 1, shared] @ q[t, h] / math.sqrt(D))
-            out[t, h] = (w / w.sum()) @ v[: t + 1, shared]
+            near = slice(0 if m.window is None else max(0, t + 1 - m.window), t + 1)
+            w = torch.exp(k[near, shared] @ q[t, h] / math.sqrt(D))
+            out[t, h] = (w / w.sum()) @ v[near, shared]
     return linear(m.out_proj, out.flatten(1))
 
 
