@@ -247,7 +247,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 # Of the combinations in their order: the first, and every how many.
 SAMPLES = {"chunk": (41, 55), "recurrent": (13, 31), "delta": (46, 95), "step": (0, 7)}
-MOST = {"chunk": (0, 3), "recurrent": (0, 1), "delta": (0, 3), "step": (0, 1)}
+MOST = {"chunk": (0, 5), "recurrent": (0, 3), "delta": (0, 5), "step": (0, 1)}
 
 
 def cases(group: str, quick: bool, seed: int) -> Iterator[Case]:

@@ -17,7 +17,9 @@ FILES = (
     "lattice",
     "triton",
     "rounding",
+    "delta_rounding",
     "mixers",
+    "coq",
 )
 
 

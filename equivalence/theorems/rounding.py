@@ -48,7 +48,11 @@ from ..rounding import (
 from ..theorem import Budget, Collection, Counterexample, Side, Tally
 from .problems import HEADS, Operands, Problem, definition, run_form, steps
 
-THEOREMS = Collection()
+ABOUT_ROUNDING = {
+    **dict.fromkeys(("exact", "bitwise", "coq"), "a statement about rounding"),
+    "text": "of the core alone; mixers/*/streaming run it on text",
+}
+THEOREMS = Collection(ABOUT_ROUNDING)
 
 Floats = npt.NDArray[np.float64]
 

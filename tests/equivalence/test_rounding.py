@@ -18,7 +18,7 @@ from mixerzoo.equivalence.rounding import (
     distance,
 )
 from mixerzoo.equivalence.theorem import Budget, Counterexample, Side, Tally
-from mixerzoo.equivalence.theorems import catalogue, rounding
+from mixerzoo.equivalence.theorems import catalogue, delta_rounding, rounding
 from mixerzoo.equivalence.theorems.problems import Problem
 from mixerzoo.kernels import delta, forms, gradients
 from mixerzoo.kernels.steps import Gradients
@@ -266,6 +266,47 @@ def test_a_bound_that_says_nothing_is_no_evidence(monkeypatch):
     assert not failure("delta/recurrent")
     monkeypatch.setattr(rounding, "_longest", lambda *_: 64)
     assert "the bound says nothing" in failure("delta/recurrent")
+
+
+def test_a_system_solved_by_powers(monkeypatch):
+    """The product of I + N^(2^j), N = -L, is the inverse; where keys are alike its factors outgrow it."""
+    real = delta.solve
+
+    def solve(L, b, transposed=False):
+        if isinstance(L, Element):
+            return real(L, b, transposed)
+        N, x = -(L.mT if transposed else L).to(b.dtype), b
+        for _ in range(6):
+            x, N = x + N @ x, N @ N
+        return x
+
+    assert not failure("rounding/delta-blocks")
+    monkeypatch.setattr(delta, "solve", solve)
+    assert "times its bound: the chunk form" in failure("rounding/delta-blocks")
+
+
+def test_a_state_in_half_precision_between_blocks(monkeypatch):
+    real = forms.walk
+
+    def walk(c, S, order):
+        o, end = real(c, S, order)
+        return o, end if isinstance(end, Element) else end.bfloat16().to(end.dtype)
+
+    monkeypatch.setitem(delta_rounding.BODIES, "recurrent", walk)
+    assert "times its bound: the recurrent form" in failure("rounding/delta-blocks")
+
+
+def test_transitions_that_grow_are_counted():
+    """With β = 3 a step is no reflection: what was wrong before grows, and the bound says so."""
+    grown = []
+    for beta in (2.0, 3.0):
+        p = Problem(64, 8, key_decay="none", value_decay="none", batch=1, key_dim=8, erasing="beta")
+        x = rounding.operands(rounding.Case(p, alike=True), np.random.default_rng(0))
+        x = x._replace(beta=np.full_like(x.beta, beta))
+        _, seen = delta_rounding._run("chunk", p, x, FLOAT32)
+        states = [S.numpy().astype(np.float64) for S, _, _ in seen]
+        grown.append(delta_rounding.bounds("chunk", p, x, states, FLOAT32).state.max())
+    assert grown[0] < 1 and grown[1] > 1e6
 
 
 def test_a_rough_exp():

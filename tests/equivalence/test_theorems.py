@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mixerzoo.equivalence.algebra import Element
+from mixerzoo.equivalence.rounding import Fixed
 from mixerzoo.equivalence.theorem import EVIDENCE, Budget, Collection, Counterexample, Side, Tally, Theorem
 from mixerzoo.equivalence.theorems import catalogue
 from mixerzoo.equivalence.theorems.examples import Expected
@@ -22,6 +23,8 @@ TOLD = [n for n, t in THEOREMS.items() if t.left and (not n.startswith(MANY) or 
 
 def spoilt(x):
     """The same with one number changed."""
+    if isinstance(x, Fixed):
+        return x + 1
     if isinstance(x, Element):
         return type(x)(x.parts[0] + x.parts[0].dtype.type(1), *x.parts[1:])
     if isinstance(x, torch.Tensor):
