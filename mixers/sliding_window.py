@@ -76,5 +76,5 @@ def _packed(
         return y.new_zeros(rows, longest, *y.shape[2:]).index_put((segment, place), y[0])
 
     apart = Tokens(state.position[:, None] + steps, tokens.lengths, steps < tokens.lengths[:, None])
-    o, keys, values = _rows(attend, *map(spread, (q, k, v)), state, apart, window)
+    o, keys, values = _rows(attend, spread(q), spread(k), spread(v), state, apart, window)
     return o[segment, place][None], keys, values
