@@ -2,6 +2,7 @@
 # make test   the tests
 # make lint   ruff, mypy and the import contract
 # make wheel  build the wheel and look at what it installs
+# make coq    check the proofs in equivalence/coq/; needs coqc (Debian's package coq), and no .venv
 # make clean  remove what these made
 #
 # Each sets itself up in .venv: any Python from 3.10 will do (make demo PYTHON=python3.12).
@@ -10,7 +11,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test lint wheel coq clean
 
 demo: .venv/ready
 	$(BIN)/mixerzoo report --output report
@@ -32,6 +33,9 @@ wheel: .venv/ready
 	rm -rf dist build/lib build/bdist.*
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(BIN)/python tests/installed.py dist/*.whl
+
+coq:
+	$(PYTHON) equivalence/machine_checked.py --build build/coq
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mixerzoo needs Python 3.10 or newer: make PYTHON=...")'
