@@ -73,7 +73,7 @@ Check (@packed_is_apart : forall (C : core) (S : state C) (before l : list (even
 
 (** forms/parallel-body
     What a step reads is the sum of the writes it may see, each through the decays between, and the initial state.
-    Models kernels/forms.py: segment_sums, causal, weights, read_entry; kernels/order.py: the flags. *)
+    Models kernels/forms.py: segment_sums, causal, weights, read_entry; kernels/order.py: Order. *)
 Check (@attention_is_walk : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C)
   (i n t : nat),
   i <= t < i + n -> reads_at o steps S i t = attention o steps i n t ⊕ (S ◁ prefix o steps i t)).
