@@ -202,7 +202,8 @@ class Bounded(Element):
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             largest = np.exp(x + 2 * self.error)  # of any computation, and of the true value
             relative = -np.expm1(-self.error) + EXP_UNITS * a.unit
-            error = np.where(np.isneginf(x), 0.0, _outward(largest * relative + a.tiny, 4))
+            # As if of 4096 terms: x + 2 error is itself rounded, by up to |x| 2^-53.
+            error = np.where(np.isneginf(x), 0.0, _outward(largest * relative + a.tiny, 4096))
             return Bounded(np.exp(x), error, a)
 
     def zeros_like(self) -> Bounded:
