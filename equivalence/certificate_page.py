@@ -82,8 +82,9 @@ CSS = """
 details.group { max-width: none } details.theorem { padding: .35rem 0 .35rem 1rem; max-width: none }
 details.theorem > summary { line-height: 1.6 }
 details.theorem > div { padding: .3rem 0 .8rem 1.1rem; max-width: 62rem }
-.formula { font: .95rem/1.6 "DejaVu Serif", Georgia, serif; white-space: pre-wrap }
+.formula { font: .95rem/1.6 "DejaVu Serif", Georgia, serif; white-space: pre-wrap; max-width: none }
 .digest { color: var(--soft); font-size: .75rem; overflow-wrap: anywhere }
+td .digest { white-space: nowrap }
 [hidden] { display: none !important }
 @media print { .tools { display: none } }
 """
@@ -145,9 +146,11 @@ def _outcome(e: Mapping[str, Any]) -> EvidenceOutcome:
 def _verdict(theorems: Sequence[Mapping[str, Any]], failed: Sequence[Any]) -> str:
     cases = sum(e["cases"] for t in theorems for e in t["evidence"])
     absent = sum(e["passed"] is None for t in theorems for e in t["evidence"])
-    text = (
-        f"{len(failed)} of {len(theorems)} theorems FAIL" if failed else f"All {len(theorems)} theorems hold"
-    )
+    count = len(theorems)
+    if failed:
+        text = f"{len(failed)} of {count} theorem{'s' * (count > 1)} FAIL{'S' * (len(failed) == 1)}"
+    else:
+        text = f"All {count} theorems hold" if count > 1 else "The theorem holds"
     text += f", on {cases:,} cases"
     if absent:
         text += f"; evidence that could not be gathered on this machine: {absent}, marked below"

@@ -207,13 +207,14 @@ def _replay(console: Console, path: Path, text: Path | None) -> int:
     for difference in shown:
         console.print(f"[red]✗[/] {escape(str(difference))}", soft_wrap=True)
     count = len(recorded["theorems"])
+    theorems = "1 theorem" if count == 1 else f"{count} theorems"
     for difference in comparison.made_with:
         console.print(f"[yellow]made with other[/] {escape(str(difference))}", soft_wrap=True)
     if comparison.same:
-        console.print(f"{count} theorems: [green]the same results, bit for bit[/]")
+        console.print(f"{theorems}: [green]the same results, bit for bit[/]")
         return 0
     fields = f"{len(shown)} fields" if len(shown) > 1 else "a field"
-    console.print(f"{count} theorems: [red]the results differ, in {fields}[/]")
+    console.print(f"{theorems}: [red]the results differ, in {fields}[/]")
     return 1
 
 

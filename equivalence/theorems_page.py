@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from .proof_table import lacking
@@ -35,54 +36,65 @@ GROUPS = {
 
 
 def theorems_page(theorems: Iterable[Theorem]) -> str:
-    """Every theorem as an entry, in Markdown; those that differ by a mixer's name alone share one."""
+    """Every theorem as an entry, in Markdown; what is said alike of many mixers is one entry."""
     listed = list(theorems)
     counts = [(kind, sum(kind in t.evidence for t in listed)) for kind in EVIDENCE]
     rows = "".join(f"| {kind} | {n} | {len(listed) - n} |\n" for kind, n in counts)
     parts = [HEAD, f"{len(listed)} theorems:\n\n| evidence | have it | lack it |\n|---|---:|---:|\n{rows}"]
-    sections: dict[str, list[Theorem]] = {}
+    sections: dict[str, dict[tuple[str, str], list[Theorem]]] = {}
     for t in listed:
-        sections.setdefault(t.name.partition("/")[0], []).append(t)
-    for section, members in sections.items():
-        parts.append(f"## {GROUPS.get(section, section)}\n")
-        entries: dict[str, list[Theorem]] = {}
-        for t in members:
-            entries.setdefault(re.sub(r"^(\w+)/[^/]+/", r"\1/*/", t.name), []).append(t)
-        parts += [_entry(name, same) for name, same in entries.items()]
+        section = sections.setdefault(t.name.partition("/")[0], {})
+        section.setdefault((_pattern(t.name), _without_source(t.statement)), []).append(t)
+    for name, entries in sections.items():
+        parts.append(f"## {GROUPS.get(name, name)}\n")
+        parts += [_entry(statement, members) for (_, statement), members in entries.items()]
     return "\n".join(parts)
 
 
-def _entry(name: str, theorems: Sequence[Theorem]) -> str:
+def _pattern(name: str) -> str:
+    """mixers/gla/paper is one of mixers/*/paper."""
+    return re.sub(r"^(\w+)/[^/]+/", r"\1/*/", name)
+
+
+SOURCE = r" \(([^()]*arXiv[^()]*)\)"
+
+
+def _without_source(statement: str) -> str:
+    return re.sub(SOURCE, "", statement)
+
+
+def _entry(statement: str, theorems: Sequence[Theorem]) -> str:
     t = theorems[0]
-    statements = dict.fromkeys(s.statement for s in theorems)
-    lines = [f"### `{name}`\n"]
-    if len(statements) == 1:
-        lines.append(f"{_words(t.statement)}\n")
-    else:  # what they say differs by a name, or by a source: the common words, then each
-        lines += [f"- `{s.name.split('/')[1]}`: {_words(s.statement)}" for s in theorems]
-        lines.append("")
+    names = [_pattern(t.name)] if len(theorems) > 3 else [s.name for s in theorems]
+    lines = [f"### {', '.join(f'`{name}`' for name in names)}\n", f"{_wrapped(statement)}\n"]
     lines.append(f"```\n{t.formula}\n```\n")
-    if t.left and t.right:
-        lines += [f"- left: {_words(t.left.description)}", f"- right: {_words(t.right.description)}"]
-    overs = dict.fromkeys(s.over for s in theorems)
-    lines.append(f"- over: {_words(t.over if len(overs) == 1 else _common(list(overs)))}")
+    facts = {"left": t.left, "right": t.right}
+    lines += [_item(f"{name}: {side.description}") for name, side in facts.items() if side is not None]
+    overs = {
+        re.sub(r"(one configuration|\d+ configurations)", "all configurations", s.over) for s in theorems
+    }
+    lines.append(_item(f"over: {t.over if len(theorems) == 1 else ' / '.join(sorted(overs))}"))
     for kind in (k for k in EVIDENCE if k in t.evidence):
-        lines.append(f"- evidence, {kind}" + (f": over {_words(t.ranges[kind])}" if kind in t.ranges else ""))
-    lines += [f"- lacks {kinds}: {_words(why)}" for kinds, why in lacking(t.lacks)]
-    if len(theorems) > 1 and len(statements) == 1:
-        lines.append(f"- of {', '.join('`' + s.name.split('/')[1] + '`' for s in theorems)}")
-    run = f"'{name}'" if "*" in name else name
+        lines.append(_item(f"has {kind}" + (f", over {t.ranges[kind]}" if kind in t.ranges else "")))
+    lines += [_item(f"lacks {kinds}: {why}") for kinds, why in lacking(t.lacks)]
+    if len(theorems) > 1:
+        lines.append(_item(f"of {', '.join(map(_member, theorems))}"))
+    run = " ".join(f"'{name}'" if "*" in name else name for name in names)
     lines.append(f"\n`mixerzoo prove {run}`\n")
     return "\n".join(lines)
 
 
-def _common(overs: list[str]) -> str:
-    """What the hypotheses of a mixer's theorems share: all but the number of its configurations."""
-    shared = {re.sub(r"(one configuration|\d+ configurations)", "several configurations", o) for o in overs}
-    return " / ".join(sorted(shared))
+def _member(t: Theorem) -> str:
+    source = re.search(SOURCE, t.statement)
+    return f"`{t.name.split('/')[1]}`" + (f" ({source.group(1)})" if source else "")
 
 
-def _words(text: str) -> str:
-    """Plain text, which Markdown shall not take for more: but for `code`."""
+def _item(text: str) -> str:
+    return textwrap.indent(_wrapped(text, 108), "  ").replace("  ", "- ", 1)
+
+
+def _wrapped(text: str, width: int = 110) -> str:
+    """Plain text, which Markdown shall not take for more (but for `code`), in lines of this width."""
     parts = re.split(r"(`[^`]+`)", text)
-    return "".join(p if p.startswith("`") else re.sub(r"([*_<\[\]|])", r"\\\1", p) for p in parts)
+    safe = "".join(p if p.startswith("`") else re.sub(r"([*_<\[\]|])", r"\\\1", p) for p in parts)
+    return textwrap.fill(safe, width, break_long_words=False, break_on_hyphens=False)
