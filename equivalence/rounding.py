@@ -3,15 +3,15 @@
 A `Bounded` is what an arithmetic computed and, beside it, a bound on how far that may be from the same code
 in real numbers. Like the field elements of `algebra` it takes part in torch's functions, so what runs in
 production runs on it, and every operation bounds its result's error from those of its operands and from its
-own rounding.
+own rounding (running error analysis: Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition,
+section 3.3).
 
-What is assumed of an arithmetic with unit roundoff u (the standard model: Higham, Accuracy and Stability of
-Numerical Algorithms, 2nd edition, section 2.2): a sum or product of two numbers is (1 + δ) times the true
-one, |δ| ≤ u, and where a product or exp underflows also wrong by at most the smallest normal number (which
-covers flushing to zero). Sums of n terms and inner products are taken in any order, fused or not: γ(n) =
-n u / (1 - n u) of the sum of absolute values (sections 3.1 and 4.2). exp is wrong by at most 2 ulp, which
-`rounding/exp` checks of torch. A triangular system is solved by substitution in any order, so that the
-computed solution is that of a matrix wrong by γ(n) of itself (section 8.1).
+What is assumed of an arithmetic with unit roundoff u (the standard model, section 2.2): a sum or product of
+two numbers is (1 + δ) times the true one, |δ| ≤ u, and where a product or exp underflows also wrong by at
+most the smallest normal number (which covers flushing to zero). Sums of n terms and inner products are taken
+in any order, fused or not: γ(n) = n u / (1 - n u) of the sum of absolute values (sections 3.1 and 4.2). exp
+is wrong by at most 2 ulp, which `rounding/exp` checks of torch. A triangular system is solved by substitution
+in any order, so that the computed solution is that of a matrix wrong by γ(n) of itself (section 8.1).
 
 Every bound holds for *any* computation that keeps to this, not only for the one carried: operands count with
 the largest magnitude that any could have. So it holds for torch on a CPU or a GPU, whose sums are ordered
