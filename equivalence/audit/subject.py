@@ -99,6 +99,10 @@ class Subject:
         """
         raise Unsupported("nothing is known of its decays")
 
+    def lasting(self, length: int) -> Extreme | None:
+        """The target with the slowest decays; None if it is not a single operation, or they are not known."""
+        return None
+
     def snippet(self, case: Case) -> str:
         """A few lines that show the difference of a case, without anything of this package."""
         return ""

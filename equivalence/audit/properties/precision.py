@@ -7,11 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..subject import Case, Inputs, Subject, relative
+from ..subject import Case, Extreme, Inputs, Subject, relative
 from .common import Cases, Measured, Wrong, run_pieces, whole
 
 FLOAT64 = 1e-11  # a few hundred roundings of float64, far below one of float32
 BUDGET = 16  # roundings of every input and weight that a result may be off by
+LASTING_BUDGET = 4  # the same of one operation: with sums in float32 it is off by half of one
+LONG = 512  # tokens, of which a sum in bfloat16 loses the later ones
 
 
 def fp64(s: Subject) -> Cases:
@@ -92,3 +94,13 @@ def low_precision(s: Subject) -> Cases:
             return error_and_budget(s, s.inputs(1, case.length, case.seed), torch.bfloat16, outputs)
 
         yield case, measure
+
+    lasting = s.lasting(s.whole_pieces(LONG))
+    if lasting is not None:
+        case = Case("low_precision", 1, s.whole_pieces(LONG), label=f"bfloat16, {lasting.label}")
+
+        def long(e: Extreme = lasting) -> Measured:
+            error, budget = error_and_budget(e.subject, e.inputs, torch.bfloat16, whole)
+            return error, budget / BUDGET * LASTING_BUDGET
+
+        yield case, long

@@ -93,6 +93,7 @@ class Adapter:
         mask_means: what True stands for in it: "token" or "padding".
         cu_seqlens: the parameter that takes the offsets of packed sequences [N + 1], int64.
         multiple: lengths of sequences that are not multiples of it are outside the contract.
+        longest: sequences beyond it are outside the contract.
         lengths: of sequences, ascending; beyond the kernel's chunk, so that more than one is computed.
         step: the kernel that computes single tokens, if another: "name" beside it, or "package.module:name".
         step_adapter: of that kernel, if it is not this one.
@@ -112,6 +113,7 @@ class Adapter:
     mask_means: str = "token"
     cu_seqlens: str | None = None
     multiple: int = 1
+    longest: int | None = None
     lengths: tuple[int, ...] = (3, 5, 9, 20)
     step: str | Callable[..., Any] | None = None
     step_adapter: Adapter | None = None

@@ -269,7 +269,7 @@ REFERENCES: dict[str, Adapter] = {
         multiple=64,
         lengths=(64,),
         step="naive_recurrent_hgrn",
-        unsupported={"chunked_prefill": "it takes one chunk: its view of g is [B, chunk_size, D]"},
+        longest=64,  # one chunk: its view of g is [B, chunk_size, D]
     ),
     "gsa.naive:naive_recurrent_gsa": _slots,
     "abc.naive:naive_recurrent_abc": _abc,
@@ -290,7 +290,7 @@ REFERENCES: dict[str, Adapter] = {
             "level_scales": Argument("B T H L", "x.sigmoid()"),
         },
         output=Output("B T H V", ()),
-        sizes={"L": 8},
+        sizes={"L": 12},
     ),
     "attn.naive:naive_parallel_attn": _softmax,
     "forgetting_attn.naive:naive_forgetting_attn": _forgetting,

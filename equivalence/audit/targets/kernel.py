@@ -22,6 +22,7 @@ from .module import ModuleAdapter, module_target
 from .snippets import of_kernel, snippet
 
 WEIGHTS_SEED = 1
+LASTING = "log-decays of -1e-3"
 
 
 class KernelSubject(Measuring):
@@ -97,6 +98,8 @@ class KernelSubject(Measuring):
         function, a = self.step if single and self.step is not None else (self.function, self.adapter)
         if T % a.multiple:
             raise Unsupported(f"it takes lengths that are multiples of {a.multiple}")
+        if a.longest is not None and a.longest < T:
+            raise Unsupported(f"it takes at most {a.longest} tokens")
         given: dict[str, Any] = dict(a.constants)
         for name, argument in a.arguments.items():
             of_time = name in inputs
@@ -169,25 +172,28 @@ class KernelSubject(Measuring):
     # ---------------------------------------------------------------- decays at their ends
 
     def extremes(self) -> Iterator[Extreme]:
-        decays = {n: a for n, a in self.adapter.arguments.items() if a.drawn in DECAYS}
-        if not decays:
+        if not any(a.drawn in DECAYS for a in self.adapter.arguments.values()):
             raise Unsupported("it has no decays")
-        T = self.lengths[-1]
         for label, log in ENDS.items():
-            x, weights = self.inputs(1, T, 0), dict(self.weights)
-            outside = False
-            for name, a in decays.items():
-                held = x if name in x else weights
-                logs = held[name] if a.drawn == "log_decay" else held[name].log()
-                logs = log(logs)
-                outside = outside or bool((logs < a.least).any())
-                held[name] = logs if a.drawn == "log_decay" else logs.exp()
-            if not outside:
-                yield Extreme(
-                    label,
-                    KernelSubject(self.name, self.function, self.adapter, self.called, self.dtype, weights),
-                    x,
-                )
+            found = self._at_end(label, log, self.lengths[-1])
+            if found is not None:
+                yield found
+
+    def lasting(self, length: int) -> Extreme | None:
+        return self._at_end(LASTING, SLOW, length)
+
+    def _at_end(self, label: str, log: End, length: int) -> Extreme | None:
+        """With these decays; None if the kernel does not promise to take them."""
+        decays = {n: a for n, a in self.adapter.arguments.items() if a.drawn in DECAYS}
+        x, weights = self.inputs(1, length, 0), dict(self.weights)
+        for name, a in decays.items():
+            held = x if name in x else weights
+            logs = log(held[name] if a.drawn == "log_decay" else held[name].log())
+            if bool((logs < a.least).any()):
+                return None
+            held[name] = logs if a.drawn == "log_decay" else logs.exp()
+        other = KernelSubject(self.name, self.function, self.adapter, self.called, self.dtype, weights)
+        return Extreme(label, other, x)
 
     def snippet(self, case: Case) -> str:
         step = None
@@ -201,9 +207,10 @@ class KernelSubject(Measuring):
 
     def _ends(self, label: str) -> str:
         """The line that brings decays to the end of this label."""
-        if label not in ENDS:
+        log = SLOW if label.endswith(LASTING) else ENDS.get(label)
+        if log is None:
             return ""
-        log, lines = ENDS[label], []
+        lines = []
         for name, a in self.adapter.arguments.items():
             if a.drawn not in DECAYS or "B" not in letters(a.shape):
                 continue
@@ -237,6 +244,7 @@ class End:
         return logs
 
 
+SLOW = End(1, -1e-3)  # its exponential is 1 in bfloat16
 ENDS: dict[str, End] = {
     "log-decays of 0": End(1, 0.0),
     "log-decays of -1e-6": End(1, -1e-6),

@@ -187,6 +187,7 @@ def _low_precision(c: Calls, case: Case, ends: str) -> list[str] | None:
     called = (lambda x: f"run({x}, {sizes})") if case.pieces else (lambda x: f"f(**{x}){way}")
     return [
         *run,
+        *filter(None, [ends]),
         "low = {k: t.bfloat16() for k, t in x.items()}; high = {k: t.double() for k, t in low.items()}",
         f"found, expected = {called('low')}.double(), {called('high')}.double()",
         DIFFERENCE,
