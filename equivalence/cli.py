@@ -1,4 +1,4 @@
-"""The command line: `mixerzoo prove | audit | plot | report | list | aot | cost`."""
+"""The command line: `mixerzoo prove | audit | stream | plot | report | list | aot | cost`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ COMMANDS = {
     "audit": (
         ".audit.command",
         "which properties of a recurrence other people's kernels, modules and models keep",
+    ),
+    "stream": (
+        ".stream.command",
+        "read millions of tokens in constant memory, interrupt and resume, and plot what it costs",
     ),
     "plot": (".plot", "attention maps, errors, times and learning curves, as pictures"),
     "report": (".report", "proofs and plots on one self-contained page"),
