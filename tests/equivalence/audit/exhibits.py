@@ -85,7 +85,7 @@ def attention(q, k, v, g, initial_state=None, mask=None, cu_seqlens=None, fault=
     if fault == "detached_q":
         q = q.detach()
     if fault == "log_of_decay":
-        g = g.exp().log()
+        g = g.to(wide(g)).exp().log()
     q, k, v, g = (x.transpose(1, 2).to(acc) for x in (q, k, v, g))
     S = initial_state
     if S is None:
@@ -100,9 +100,7 @@ def attention(q, k, v, g, initial_state=None, mask=None, cu_seqlens=None, fault=
         into = torch.cat([torch.zeros_like(gc[..., :1]), gc[..., 1:]], -1) if undecayed else gc
         into = into.cumsum(-1)
         outputs.append((qc @ kc.mT * weights) @ vc + into.exp()[..., None] * (qc @ S))
-        after = torch.where(
-            torch.eye(gc.shape[-1], dtype=torch.bool)[-1], 1.0, segments(gc)[..., -1, :].exp()
-        )
+        after = segments(gc)[..., -1, :].exp()
         S = into[..., -1, None, None].exp() * S + (after[..., None] * kc).mT @ vc
         if fault == "rows_mixed":
             S = S.mean(0, keepdim=True).expand_as(S)
