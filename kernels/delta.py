@@ -50,17 +50,15 @@ DECAYED = Order("DRA")
 
 
 def scores(c: Slice, order: Order) -> Array:
-    """The attention map inside a slice, [..., C, C]: from segment sums or, for decays per key, the tree."""
+    """The attention map inside a slice, [..., C, C], where reads precede writes (the order is strict): from
+    segment sums or, for decays per key, the tree."""
     if c.la is None or c.la.shape[-1] == 1:
         return weights(c, 0, order)
     n = c.k.shape[-2]
     padded = power_of_two(n)
     q, k, la = (pad_time(x, padded) for x in (c.q, c.k, c.la))
-    P = torch.sum(q * k, -1, True)  # of blocks of one step; rows of later levels hold those of their block
-    if order.strict:
-        P = torch.zeros_like(P)
-    elif order.query_decayed and order.key_decayed:
-        P = torch.sum(q * decayed(k, la), -1, True)
+    # Of blocks of one step, which read nothing of their own; rows of later levels hold those of their block.
+    P = torch.zeros_like(torch.sum(q * k, -1, True))
     h = 1
     while h < padded:
         (_, q_r), (k_l, _), (la_l, la_r), (P_l, P_r) = (halves(x, h) for x in (q, k, la, P))

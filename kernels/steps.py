@@ -81,12 +81,6 @@ class Steps:
     def __len__(self) -> int:
         return self.length
 
-    @property
-    def scalar_decay(self) -> bool:
-        """One weight per pair and head: no decay over values, none or a scalar one over keys."""
-        key_vector = self.outer is not None or (self.log_decay is not None and self.log_decay.ndim == 4)
-        return self.log_decay_v is None and not key_vector
-
     def _cast(self, x: Array) -> Array:
         return x if self.dtype is None else x.to(self.dtype)
 

@@ -163,12 +163,25 @@ STEP_CASES = [
     ({"q_t": torch.randn(2, 4, 2, 3)}, ValueError, ["q_t has shape", "[B, Hq, K]"]),
     ({"k_t": torch.randn(2, 4, 3)}, ValueError, ["k_t has 4 heads"]),
     ({"log_decay_t": torch.zeros(2, 3)}, ValueError, ["log_decay_t has shape [2, 3]", "[B, H] = [2, 6]"]),
+    (
+        {"log_decay_t": OuterDecay(torch.rand(2, 3), -torch.rand(6, 3))},
+        ValueError,
+        ["log_decay_t.dt has shape [2, 3]", "[B, H] = [2, 6]"],
+    ),
+    (
+        {"log_decay_t": OuterDecay(torch.rand(2, 6), -torch.rand(6, 4))},
+        ValueError,
+        ["log_decay_t.A has shape [6, 4]", "[H, K] = [6, 3]"],
+    ),
     ({"log_decay_v_t": torch.zeros(2, 6, 3)}, ValueError, ["log_decay_v_t has shape", "[B, H, V]"]),
     ({"beta_t": torch.zeros(2, 3)}, ValueError, ["beta_t has shape [2, 3]", "[B, H] = [2, 6]"]),
     ({"erase_t": (torch.zeros(2, 1, 3),)}, TypeError, ["erase_t is tuple", "a pair (x, y)"]),
     ({"state": torch.zeros(2, 6, 3, 3)}, ValueError, ["state has shape", "[2, 6, 3, 5]"]),
     ({"mask": torch.ones(3, dtype=torch.bool)}, ValueError, ["mask has shape [3]", "[2]"]),
     ({"read": "later"}, ValueError, ["read is 'later'"]),
+    ({"scale": math.inf}, ValueError, ["scale is inf", "finite"]),
+    ({"inplace": 1}, TypeError, ["inplace is 1", "True or False"]),
+    ({"backend": "cuda"}, ValueError, ["backend is 'cuda'", "'triton'"]),
 ]
 
 
@@ -186,6 +199,14 @@ def test_step_checks_values_on_request():
     step(x, x, x, bad)  # a look at the values would cost as much as the step
     with check_values(), pytest.raises(ValueError, match="log_decay_t contains nan"):
         step(x, x, x, bad)
+    with check_values(), pytest.raises(ValueError, match="log_decay_v_t contains 0"):
+        step(x, x, x, None, torch.full((1, 1, 2), 0.5))
+    above, below = torch.full((1, 2), 0.5), torch.full((1, 2), -0.5)
+    for outer, says in ((OuterDecay(-bad, below), "dt"), (OuterDecay(torch.ones(1, 1), above), "A")):
+        with check_values(), pytest.raises(ValueError, match=f"log_decay_t.{says} contains"):
+            step(x, x, x, outer)
+    with check_values():
+        step(x, x, x, OuterDecay(torch.ones(1, 1), below), below[:, None])
 
 
 def test_rounding_above_zero_is_accepted():
