@@ -39,6 +39,12 @@ Proof.
   rewrite rest. destruct (Nat.leb_spec h (p mod (2 * h))); lia.
 Qed.
 
+(* `power_of_two`: 2^(log2_up n) positions are at least n. *)
+Lemma covers n : n <= 2 ^ Nat.log2_up n.
+Proof.
+  destruct (le_lt_dec n 1); [|now apply Nat.log2_up_spec]. pose proof (Nat.pow_nonzero 2 (Nat.log2_up n)). lia.
+Qed.
+
 Section Halves.
 Context {X : sums}.
 
@@ -62,10 +68,35 @@ Qed.
 Corollary halves_visit_all f p n : p < n -> sum (fun j => meets f p (2 ^ j)) 0 (Nat.log2_up n) = sum f 0 p.
 Proof.
   intros within. rewrite halves_visit_once. unfold start.
-  assert (n <= 2 ^ Nat.log2_up n).
-  { destruct (le_lt_dec n 1); [|now apply Nat.log2_up_spec].
-    pose proof (Nat.pow_nonzero 2 (Nat.log2_up n)). lia. }
+  pose proof (covers n) as enough.
   rewrite Nat.mod_small by lia. now replace (p - p) with 0 by lia; rewrite Nat.sub_0_r.
+Qed.
+
+(* And from the left, the right halves that p meets are all positions after it in its block. *)
+Definition is_met (f : nat -> X) p h : X := if in_right h p then zero else sum f (block h p + h) h.
+
+Theorem halves_are_visited_once f p d :
+  sum (fun j => is_met f p (2 ^ j)) 0 d = sum f (p + 1) (start d p + 2 ^ d - (p + 1)).
+Proof.
+  induction d as [|d IH].
+  - unfold start. simpl. now replace (p - 0 + 1 - (p + 1)) with 0 by lia.
+  - rewrite sum_last, IH, Nat.add_0_l. unfold is_met.
+    destruct (one_half d p) as (whole & half & small & here & rest). rewrite whole, half.
+    assert (below : p mod 2 ^ d < 2 ^ d) by (apply Nat.mod_upper_bound; pose proof (Nat.pow_nonzero 2 d); lia).
+    replace (2 ^ S d) with (2 * 2 ^ d) in * by reflexivity. rewrite rest in below.
+    destruct (in_right (2 ^ d) p) eqn:where_.
+    + rewrite plus_zero. f_equal. lia.
+    + apply Nat.leb_gt in where_.
+      replace (block (2 ^ d) p + 2 * 2 ^ d - (p + 1)) with ((block (2 ^ d) p + 2 ^ d - (p + 1)) + 2 ^ d) by lia.
+      rewrite sum_split. do 2 f_equal. lia.
+Qed.
+
+Corollary halves_are_visited_all f p n :
+  p < n ->
+  sum (fun j => is_met f p (2 ^ j)) 0 (Nat.log2_up n) = sum f (p + 1) (2 ^ Nat.log2_up n - (p + 1)).
+Proof.
+  intros within. rewrite halves_are_visited_once. unfold start. pose proof (covers n) as enough.
+  rewrite Nat.mod_small by lia. now replace (p - p) with 0 by lia.
 Qed.
 
 (* For position t, the pairs (s, u) of left and right halves with s < stop and u >= from: those that straddle t,
@@ -109,9 +140,7 @@ Corollary halves_straddle_all n :
   t < n -> sum (fun j => straddles (2 ^ j)) 0 (Nat.log2_up n) = straddling 0 (2 ^ Nat.log2_up n).
 Proof.
   intros within. rewrite halves_straddle_once. unfold start.
-  assert (n <= 2 ^ Nat.log2_up n).
-  { destruct (le_lt_dec n 1); [|now apply Nat.log2_up_spec].
-    pose proof (Nat.pow_nonzero 2 (Nat.log2_up n)). lia. }
+  pose proof (covers n) as enough.
   rewrite Nat.mod_small by lia. now rewrite Nat.sub_diag.
 Qed.
 

@@ -1,12 +1,13 @@
 (* What is proved, each statement written out once more: a lemma that says something else does not pass here.
 
-   The comment above a statement names the theorems of the catalogue that cite it, says it in words, and names what
-   it models. equivalence/machine_checked.py reads these comments, and asks for each lemma what it assumes. *)
+   The comment above a statement names the theorems of the catalogue that cite it, says it in words, and names
+   what it models. equivalence/machine_checked.py reads these comments, and asks of each lemma what it assumes. *)
 
-From Mixerzoo Require Import Recurrence Loop Scan Orders Attention Halves Forms Gradients Straddle Delta Maps Matrices.
+From Mixerzoo Require Import Recurrence Loop Scan Orders Attention Halves Forms Gradients Straddle.
+From Mixerzoo Require Import Delta DeltaGradient Maps Matrices.
 
 (** forms/recurrent
-    The state after a sequence is the initial one through all decays, plus each write through the decays after it.
+    The state after a sequence is the initial one through all decays, plus each write through those after it.
     Models kernels/forms.py: walk, carry. *)
 Check (@recurrent_is_parallel : forall (C : core) (l : list (event C)) (S : state C),
   recurrent S l = (S ◁ total l) ⊕ parallel l).
@@ -53,16 +54,18 @@ Check (@walk_split : forall (State Step Output : Type) (one_step : State -> Step
   let (p, S) := Loop.walk one_step S m in (o ++ p, S)).
 
 (** forms/mask
-    A masked step is the identity: the outputs at the other steps, and the state, are those of the other steps.
+    A masked step is the identity: the outputs at the other steps, and the state, are those without it.
     Models kernels/ops.py: apply_mask. *)
-Check (@mask_outputs : forall (C : core) (Q : reads C) (o : order) (keeps : list bool) (l : list (step Q)) (S : state C),
+Check (@mask_outputs : forall (C : core) (Q : reads C) (o : order)
+  (keeps : list bool) (l : list (step Q)) (S : state C),
   let (outs, end_) := walk o S (mask_steps keeps l) in
   (those_kept keeps outs, end_) = walk o S (those_kept keeps l)).
 
 (** forms/reset, links/reset-is-empty-state
     What follows a decay of 0 does not depend on the state before it, in the orders whose reads are decayed.
     Models kernels/forms.py: walk, with a log-decay of -inf. *)
-Check (@reset_outputs : forall (C : core) (Q : reads C) (o : order) (S S' : state C) (e : step Q) (l : list (step Q)),
+Check (@reset_outputs : forall (C : core) (Q : reads C) (o : order) (S S' : state C) (e : step Q)
+  (l : list (step Q)),
   query_decayed o = true -> forgets (decay e) -> walk o S (e :: l) = walk o S' (e :: l)).
 
 (** forms/reset
@@ -72,16 +75,17 @@ Check (@packed_is_apart : forall (C : core) (S : state C) (before l : list (even
   resets l -> recurrent S (before ++ l) = recurrent zero l).
 
 (** forms/parallel-body
-    What a step reads is the sum of the writes it may see, each through the decays between, and the initial state.
+    What a step reads is the writes it may see, each through the decays between, and the initial state.
     Models kernels/forms.py: segment_sums, causal, weights, read_entry; kernels/order.py: Order. *)
 Check (@attention_is_walk : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C)
   (i n t : nat),
   i <= t < i + n -> reads_at o steps S i t = attention o steps i n t ⊕ (S ◁ prefix o steps i t)).
 
 (** forms/parallel
-    Attention, any number of queries at a time, is the definition: outputs and state, six orders, every length.
+    Attention, any number of queries at a time, is the definition: outputs and state, in all six orders.
     Models kernels/forms.py: attend. *)
-Check (@parallel_form : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C) (n rows : nat),
+Check (@parallel_form : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C)
+  (n rows : nat),
   rows > 0 -> (attend_rows o steps n S rows 0 n, carry o steps S 0 n) = walk o S (slice steps 0 n)).
 
 (** forms/chunk-body
@@ -100,7 +104,7 @@ Check (@chunk_is_walk : forall (C : core) (Q : reads C) (o : order) (steps : nat
   i <= j -> chunk o steps how S i j = walk o S (slice steps i (j - i))).
 
 (** forms/chunk
-    The chunk form is the definition: six orders, every length, every size of chunk, every initial state.
+    The chunk form is the definition, for every size of chunk: outputs and state, in all six orders.
     Models kernels/forms.py: chunk_form. *)
 Check (@chunk_form : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (how : inside)
   (S : state C) (T size : nat),
@@ -109,20 +113,22 @@ Check (@chunk_form : forall (C : core) (Q : reads C) (o : order) (steps : nat ->
 (** forms/scan-body
     A scan of a slice is its steps of the definition: outputs and state.
     Models kernels/forms.py: scanned_states, scan. *)
-Check (@scan_is_walk : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C) (i j : nat),
+Check (@scan_is_walk : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C)
+  (i j : nat),
   i <= j -> scan o steps S i j = walk o S (slice steps i (j - i))).
 
 (** forms/scan
-    The scan form is the definition: six orders, every length, every size of block.
+    The scan form is the definition, for every size of block: outputs and state, in all six orders.
     Models kernels/forms.py: scan_form. *)
-Check (@scan_form : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C) (T size : nat),
+Check (@scan_form : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C)
+  (T size : nat),
   size > 0 -> in_blocks (scan o steps) S T size = walk o S (slice steps 0 T)).
 
 (** forms/chunk
     So it is on states of K by V numbers of any commutative ring, decayed over keys and values.
     Models kernels/forms.py: chunk_form, decay_state, read_state. *)
-Check (@chunk_form_of_matrices : forall (F : ring) (K V : nat) (o : order) (steps : nat -> step (by_queries F K V))
-  (how : inside) (S : state (diagonal F K V)) (T size : nat),
+Check (@chunk_form_of_matrices : forall (F : ring) (K V : nat) (o : order)
+  (steps : nat -> step (by_queries F K V)) (how : inside) (S : state (diagonal F K V)) (T size : nat),
   size > 0 -> in_blocks (chunk o steps how) S T size = walk o S (slice steps 0 T)).
 
 (** forms/chunk-body
@@ -130,9 +136,11 @@ Check (@chunk_form_of_matrices : forall (F : ring) (K V : nat) (o : order) (step
     Models kernels/forms.py: tree, decayed. *)
 Check (@read_pair : forall (F : ring) (K V : nat) (q k : vec F K) (v : values_sums F V)
   (suffix_a : vec F K) (suffix_b : vec F V) (prefix_a : vec F K) (prefix_b : vec F V),
-  read_state F K V q (decay_state F K V (decay_state F K V (outer F K V k v) (suffix_a, suffix_b)) (prefix_a, prefix_b))
+  read_state F K V q
+    (decay_state F K V (decay_state F K V (outer F K V k v) (suffix_a, suffix_b)) (prefix_a, prefix_b))
   = row F V (fun j =>
-      mul (mul (dot F (fun i => mul (mul (at_ F q i) (at_ F prefix_a i)) (mul (at_ F k i) (at_ F suffix_a i))) K)
+      mul (mul (dot F (fun i =>
+                  mul (mul (at_ F q i) (at_ F prefix_a i)) (mul (at_ F k i) (at_ F suffix_a i))) K)
                (mul (at_ F v j) (at_ F suffix_b j)))
           (at_ F prefix_b j))).
 
@@ -206,6 +214,27 @@ Check (@gradient_of_decay : forall (C : core) (K : dual C) (o : order) (S : stat
     loss o S (early ++ with_decay e a :: later) G
     = decay_gradient o (snd (walk o S early)) (with_decay e a) (gradient_before o later G) ⊕ rest).
 
+(** gradients/recurrent
+    Of K by V numbers, <S^T q, do> is <S, q do^T>, and the gradient of q is S do.
+    Models kernels/gradients.py: walk_gradient. *)
+Check (@gradient_of_query : forall (F : ring) (K V : nat) (d : vec F K) (S : matrix F K V) (g : values_sums F V),
+  all_entries F K V S (outer F K V d g)
+  = dot F (fun i => mul (at_ F d i) (dot F (fun j => mul (cell F K V S i j) (at_ F g j)) V)) K).
+
+(** gradients/recurrent
+    That of a key k, in k v^T, is G v.
+    Models kernels/gradients.py: walk_gradient. *)
+Check (@gradient_of_key : forall (F : ring) (K V : nat) (d : vec F K) (v : values_sums F V) (G : matrix F K V),
+  all_entries F K V (outer F K V d v) G
+  = dot F (fun i => mul (at_ F d i) (dot F (fun j => mul (cell F K V G i j) (at_ F v j)) V)) K).
+
+(** gradients/recurrent
+    That of a value v is G^T k.
+    Models kernels/gradients.py: walk_gradient. *)
+Check (@gradient_of_value : forall (F : ring) (K V : nat) (k : vec F K) (d : values_sums F V) (G : matrix F K V),
+  all_entries F K V (outer F K V k d) G
+  = dot F (fun j => mul (at_ F d j) (dot F (fun i => mul (cell F K V G i j) (at_ F k i)) K)) V).
+
 (** gradients/cumulative-sums
     The gradient of a decay, plus the later writes weighed by their gradients, is the later reads weighed by
     theirs, plus the final state weighed by its own; six orders.
@@ -216,7 +245,31 @@ Check (@cumulative_sums : forall (C : core) (K : dual C) (o : order) (S : state 
   let (outs, end_) := walk o (after o S e) later in
   decay_gradient o S e G'
     ⊕ ((if key_decayed o then zero else pair (write e) (write_gradient o G' e)) ⊕ written o later G)
-  = ((if query_decayed o then pair (seen o S e) (ask e : state (costates K)) else zero) ⊕ total_of outs) ⊕ pair end_ G).
+  = ((if query_decayed o then pair (seen o S e) (ask e : state (costates K)) else zero) ⊕ total_of outs)
+    ⊕ pair end_ G).
+
+(** gradients/chunk, gradients/chunk-body
+    What a write gives to the loss is its pairs with the reads after it, and what of it leaves the slice.
+    Models kernels/gradients.py: _through_state, _inside_scalar. *)
+Check (@write_is_pairs : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
+  (G : state (costates K)) (i n s : nat),
+  i <= s < i + n ->
+  pair (write (steps s))
+    (write_gradient o (gradient_before o (slice steps (s + 1) (i + n - (s + 1))) G) (steps s))
+  = pair (write (steps s) ◁ suffix o steps s (i + n)) G
+    ⊕ sum (fun u => pair (write (steps s) ◁ segment o steps s u) (ask (steps u))) (s + 1) (i + n - (s + 1))
+    ⊕ (if strict o then zero
+       else pair (write (steps s) ◁ segment o steps s s) (ask (steps s) : state (costates K)))).
+
+(** gradients/chunk, gradients/chunk-body
+    The levels of the tree count the reads after a write once each, in slices of every length.
+    Models kernels/gradients.py: _inside_tree. *)
+Check (@writes_by_tree : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
+  (i n s : nat),
+  s < n ->
+  sum (fun u => pair (write (steps (i + s)) ◁ segment o steps (i + s) u) (ask (steps u)))
+    (i + s + 1) (i + n - (i + s + 1))
+  = sum (fun level => is_met (inside_pair o steps i n s) s (2 ^ level)) 0 (Nat.log2_up n)).
 
 (** gradients/chunk, gradients/chunk-body
     The gradient of a decay is the sum over what it weighs: the state through the slice, the state and its reads,
@@ -236,19 +289,22 @@ Check (@decay_is_pairs : forall (C : core) (K : dual C) (o : order) (steps : nat
 (** gradients/chunk, gradients/chunk-body
     The levels of the tree count each pair that straddles a step once, in slices of every length.
     Models kernels/gradients.py: _inside_tree. *)
-Check (@inside_by_tree : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K)) (i n t : nat),
+Check (@inside_by_tree : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
+  (i n t : nat),
   t < n ->
   sum (fun s => sum (fun u => pair (write (steps s) ◁ segment o steps s u) (ask (steps u)))
                   (from o (i + t)) (i + n - from o (i + t))) i (stop o (i + t) - i)
   = (if andb (query_decayed o) (key_decayed o)
      then pair (write (steps (i + t)) ◁ decay (steps (i + t))) (ask (steps (i + t)) : state (costates K))
      else zero)
-    ⊕ sum (fun level => straddles (inside_pair o steps i n) t (stop o t) (from o t) (2 ^ level)) 0 (Nat.log2_up n)).
+    ⊕ sum (fun level => straddles (inside_pair o steps i n) t (stop o t) (from o t) (2 ^ level))
+        0 (Nat.log2_up n)).
 
 (** delta/chunk-body
     What the steps of a slice write is the one solution of a unit lower triangular system.
     Models kernels/delta.py: _system, writes. *)
-Check (@system_is_right : forall (C : core) (Q : reads C) (V : erasable C) (o : order) (steps : nat -> erasing Q V),
+Check (@system_is_right : forall (C : core) (Q : reads C) (V : erasable C) (o : order)
+  (steps : nat -> erasing Q V),
   one_of_reads o -> forall (S : state C) (i n : nat) (w : nat -> values V),
   (forall t, i <= t < i + n -> solves (system steps) (right_hand_side steps S i) i w t)
   <-> (forall t, i <= t < i + n -> w t = true_write o steps S i t)).
@@ -256,8 +312,8 @@ Check (@system_is_right : forall (C : core) (Q : reads C) (V : erasable C) (o : 
 (** delta/chunk-body
     Forward substitution solves a unit lower triangular system.
     Models kernels/delta.py: solve. *)
-Check (@solve_solves : forall (C : core) (V : erasable C) (L : nat -> nat -> values V -> values V) (b : nat -> values V)
-  (i n t : nat),
+Check (@solve_solves : forall (C : core) (V : erasable C) (L : nat -> nat -> values V -> values V)
+  (b : nat -> values V) (i n t : nat),
   i <= t < i + n -> solves L b i (solve L b i n) t).
 
 (** delta/chunk-body
@@ -276,9 +332,10 @@ Check (@delta_chunk_is_walk : forall (C : core) (Q : reads C) (V : erasable C) (
   i <= j -> delta_chunk o steps how S i j = delta_walk o S (slice steps i (j - i))).
 
 (** delta/chunk
-    The chunk form of the delta rule, and of any erasure, is the definition, for every length and size of chunk.
+    The chunk form of the delta rule, and of any erasure, is the definition, for every size of chunk.
     Models kernels/delta.py: chunk_form. *)
-Check (@delta_chunk_form : forall (C : core) (Q : reads C) (V : erasable C) (o : order) (steps : nat -> erasing Q V),
+Check (@delta_chunk_form : forall (C : core) (Q : reads C) (V : erasable C) (o : order)
+  (steps : nat -> erasing Q V),
   one_of_reads o -> forall (how : inside) (S : state C) (T size : nat),
   size > 0 -> in_blocks (delta_chunk o steps how) S T size = delta_walk o S (slice steps 0 T)).
 
@@ -286,19 +343,21 @@ Check (@delta_chunk_form : forall (C : core) (Q : reads C) (V : erasable C) (o :
     So it is on states of K by V numbers of any commutative ring.
     Models kernels/delta.py: chunk_form. *)
 Check (@delta_form_of_matrices : forall (F : ring) (K V : nat) (o : order)
-  (steps : nat -> erasing (by_queries F K V) (by_keys F K V)) (how : inside) (S : state (diagonal F K V)) (T size : nat),
+  (steps : nat -> erasing (by_queries F K V) (by_keys F K V)) (how : inside) (S : state (diagonal F K V))
+  (T size : nat),
   one_of_reads o -> size > 0 ->
   in_blocks (delta_chunk o steps how) S T size = delta_walk o S (slice steps 0 T)).
 
 (** delta/parallel
     One system for all steps, then attention to what solves it, is the definition.
     Models kernels/delta.py: parallel_form. *)
-Check (@delta_parallel_form : forall (C : core) (Q : reads C) (V : erasable C) (o : order) (steps : nat -> erasing Q V),
+Check (@delta_parallel_form : forall (C : core) (Q : reads C) (V : erasable C) (o : order)
+  (steps : nat -> erasing Q V),
   one_of_reads o -> forall (S : state C) (T rows : nat),
   rows > 0 -> delta_parallel o steps S T rows = delta_walk o S (slice steps 0 T)).
 
 (** delta/recurrent
-    Its states are a recurrence whose transitions are maps, so that all that holds of the recurrence holds of it.
+    Its states are a recurrence whose transitions are maps: what holds of the recurrence holds of it.
     Models kernels/forms.py: walk, with beta or with x and y. *)
 Check (@delta_is_recurrence : forall (C : core) (Q : reads C) (V : erasable C) (o : order) (S : state C)
   (l : list (erasing Q V)),
@@ -307,8 +366,8 @@ Check (@delta_is_recurrence : forall (C : core) (Q : reads C) (V : erasable C) (
 (** delta/is-an-erasure
     A step of the delta rule is one of the general form with x = -β k, y = a ∘ k and β v for the value.
     Models kernels/forms.py: walk, with beta and with x and y. *)
-Check (@rule_is_general : forall (F : ring) (K V : nat) (o : order) (a : vec F K) (k : vec F K) (v : values_sums F V)
-  (beta : F) (q : vec F K) (S : matrix F K V),
+Check (@rule_is_general : forall (F : ring) (K V : nat) (o : order) (a : vec F K) (k : vec F K)
+  (v : values_sums F V) (beta : F) (q : vec F K) (S : matrix F K V),
   one_of_reads o ->
   delta_step (C := diagonal F K V) (Q := by_queries F K V) (V := by_keys F K V) o S
     (@Erasing (diagonal F K V) (by_queries F K V) (by_keys F K V)
@@ -317,3 +376,36 @@ Check (@rule_is_general : forall (F : ring) (K V : nat) (o : order) (a : vec F K
     (@Erasing (diagonal F K V) (by_queries F K V) (by_keys F K V)
        (a, ones F V) k (scaled F V beta v)
        (@General _ (by_keys F K V) (row F K (fun i => opp (mul beta (at_ F k i)))) (times F k a)) q)).
+
+(** delta/gradient-chunk
+    What the solution of a unit lower triangular system gives to any gradients, its right-hand side gives to the
+    solution of the transposed system.
+    Models kernels/delta.py: solve. *)
+Check (@transposed_system : forall (C : core) (V : erasable C) (K : dual C) (covalues : sums)
+  (inner : values V -> covalues -> numbers K),
+  (forall y, additive (fun x => inner x y)) -> (forall x, additive (inner x)) ->
+  forall (L : nat -> nat -> values V -> values V) (Lt : nat -> nat -> covalues -> covalues) (i n : nat),
+  (forall t s x y, inner (L t s x) y = inner x (Lt t s y)) ->
+  forall (x b : nat -> values V) (y c : nat -> covalues),
+  (forall t, i <= t < i + n -> solves L b i x t) ->
+  (forall t, i <= t < i + n -> solves_transposed covalues Lt i n c y t) ->
+  sum (fun t => inner (x t) (c t)) i n = sum (fun t => inner (b t) (y t)) i n).
+
+(** delta/gradient-chunk
+    The gradient of the values of the delta rule is β times the solution of the transposed system, of the
+    canonical gradients of what is written.
+    Models kernels/delta.py: delta_gradient. *)
+Check (@gradient_of_values : forall (C : core) (V : erasable C) (K : dual C) (covalues : sums)
+  (inner : values V -> covalues -> numbers K),
+  (forall y, additive (fun x => inner x y)) -> (forall x, additive (inner x)) ->
+  forall (o : order) (steps : nat -> erasing (cotangents K) V) (G : state (costates K)),
+  one_of_reads o ->
+  forall (S : state C) (i n : nat) (Lt : nat -> nat -> covalues -> covalues) (c y : nat -> covalues),
+  (forall t s x z, inner (system steps t s x) z = inner x (Lt t s z)) ->
+  (forall t u, i <= t < i + n ->
+     pair (Delta.outer (erase_x (steps t)) u) (path o steps G (i + n) t) = inner u (c t)) ->
+  (forall t, i <= t < i + n -> solves_transposed covalues Lt i n c y t) ->
+  (forall t, exists beta linear, erases (steps t) = Rule beta linear) ->
+  forall d : nat -> values V,
+  delta_loss o G S (slice (moved steps d) i n)
+  = delta_loss o G S (slice steps i n) ⊕ sum (fun t => inner (scale_of (steps t) (d t)) (y t)) i n).

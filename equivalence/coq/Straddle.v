@@ -115,6 +115,32 @@ Proof.
     apply (of_sum _ _ _ (pair_left C K (g u))).
 Qed.
 
+(* What a write s of a slice gives to the loss: by the state that leaves the slice, and by the reads after it. *)
+Theorem write_is_pairs G i n s :
+  i <= s < i + n ->
+  pair (x s) (write_gradient o (gradient_before o (slice steps (s + 1) (i + n - (s + 1))) G) (steps s))
+  = pair (x s ◁ suffix o steps s (i + n)) G
+    ⊕ sum (fun u => pair (x s ◁ segment o steps s u) (g u)) (s + 1) (i + n - (s + 1))
+    ⊕ (if strict o then zero else pair (x s ◁ segment o steps s s) (g s)).
+Proof.
+  intros within. set (m := i + n - (s + 1)). set (G' := gradient_before o _ G).
+  assert (parts : pair (x s) (write_gradient o G' (steps s))
+    = pair (x s ◁ suffix o steps s (s + 1)) G' ⊕ (if strict o then zero else pair (x s ◁ segment o steps s s) (g s))).
+  { rewrite Nat.add_1_r, suffix_own. unfold write_gradient, seen, kept.
+    replace (if strict o then zero else pair (x s ◁ segment o steps s s) (g s))
+      with (pair (if strict o then zero else x s ◁ segment o steps s s) (g s))
+      by (destruct (strict o); [apply zero_pair|reflexivity]).
+    rewrite own_segment. destruct o; unfold faded, own, turned; cbn -[plus pair];
+      now rewrite ?through_one, ?pair_plus, ?pair_zero, ?zero_pair, <- ?pair_turn. }
+  rewrite parts. f_equal. unfold G'. rewrite read_of_gradient, <- through_compose.
+  assert (first_decay o s <= s + 1) by (unfold first_decay; destruct (key_decayed o); lia).
+  assert (whole : suffix o steps s (s + 1) ⊙ product decays (s + 1) m = suffix o steps s (i + n)).
+  { unfold suffix. replace (i + n - first_decay o s) with ((s + 1 - first_decay o s) + m) by lia.
+    rewrite product_split. now replace (first_decay o s + (s + 1 - first_decay o s)) with (s + 1) by lia. }
+  rewrite whole. f_equal. apply sum_ext. intros u later.
+  now rewrite <- through_compose, segment_splits by lia.
+Qed.
+
 (* ---------------------------------------------------------------- inside a slice, by the levels of the tree *)
 
 (* `_inside_tree`: gradients padded with zeros; the diagonal, and at each level the sum over reads from t on in a
@@ -122,6 +148,21 @@ Qed.
 Variables i n : nat.
 Definition inside_pair s u : numbers K :=
   pair (x (i + s) ◁ segment o steps (i + s) (i + u)) (if u <? n then g (i + u) else zero).
+
+(* The reads after a write: at each level, a write in a left half and the reads of the right half. *)
+Theorem writes_by_tree s :
+  s < n ->
+  sum (fun u => pair (x (i + s) ◁ segment o steps (i + s) u) (g u)) (i + s + 1) (i + n - (i + s + 1))
+  = sum (fun level => is_met (inside_pair s) s (2 ^ level)) 0 (Nat.log2_up n).
+Proof.
+  intros within. rewrite halves_are_visited_all by easy. set (E := 2 ^ Nat.log2_up n).
+  assert (enough : n <= E) by apply covers.
+  replace (E - (s + 1)) with ((n - (s + 1)) + (E - n)) by lia.
+  rewrite sum_split, (sum_zero _ (E - n)), plus_zero.
+  - rewrite <- Nat.add_assoc, sum_shift. replace (i + n - (i + (s + 1))) with (n - (s + 1)) by lia.
+    apply sum_ext. intros u later. unfold inside_pair. now destruct (Nat.ltb_spec u n); [|lia].
+  - intros u beyond. unfold inside_pair. destruct (Nat.ltb_spec u n); [lia|apply pair_zero].
+Qed.
 
 Theorem inside_by_tree t :
   t < n ->
@@ -134,9 +175,7 @@ Proof.
   rewrite halves_straddle_all by
     (try (unfold stop, from; destruct (key_decayed o), (query_decayed o)); lia).
   unfold straddling. set (E := 2 ^ Nat.log2_up n).
-  assert (n <= E).
-  { unfold E. destruct (le_lt_dec n 1); [|now apply Nat.log2_up_spec].
-    pose proof (Nat.pow_nonzero 2 (Nat.log2_up n)). lia. }
+  assert (enough : n <= E) by apply covers.
   assert (starts : from (i + t) = i + from t) by (unfold from; destruct (query_decayed o); lia).
   assert (stops : stop (i + t) - i = stop t) by (unfold stop; destruct (key_decayed o); lia).
   assert (range : t <= from t <= t + 1 /\ t <= stop t <= t + 1)

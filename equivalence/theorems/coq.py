@@ -11,6 +11,15 @@ from ..theorem import Absent, Budget, Check, Collection, Counterexample, Tally
 THEOREMS = Collection()
 
 OVER = "every length; any transitions that compose and act on states that can be added"
+# Where the lemmas say less than the theorem that cites them, what they say it of.
+PARTS = {
+    "gradients/closure": "dk, dv and dS_0",
+    "gradients/chunk": "what decays, keys and values give to the loss in a slice",
+    "gradients/chunk-body": "what decays, keys and values give to the loss in a slice",
+    "gradients/scan": "k vᵀ and q dOᵀ as wholes, the decays, and the initial state",
+    "delta/recurrent": "the loop, and the states",
+    "delta/gradient-chunk": "the gradient of the values, with beta",
+}
 
 
 def _by(lemmas: list[machine_checked.Lemma]) -> Check:
@@ -39,4 +48,5 @@ def _cited() -> dict[str, list[machine_checked.Lemma]]:
 
 
 for _theorem, _lemmas in _cited().items():
-    THEOREMS.also(_theorem, "coq", OVER)(_by(_lemmas))
+    _over = f"{PARTS[_theorem]}; {OVER}" if _theorem in PARTS else OVER
+    THEOREMS.also(_theorem, "coq", _over)(_by(_lemmas))
