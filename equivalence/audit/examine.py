@@ -62,7 +62,8 @@ def _look(subject: Subject, name: str) -> _Seen:
             assert case is not None
             seen.cases += 1
             seen.raised = True
-            seen.failed = seen.failed or (case, math.inf, str(e))
+            seen.worst = max(seen.worst, e.error if math.isfinite(e.error) else 0.0)
+            seen.failed = seen.failed or (case, e.error, str(e))
         except Exception as e:
             if case is None:
                 raise

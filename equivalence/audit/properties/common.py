@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,11 @@ Cases = Iterator[tuple[Case, Callable[[], Measured]]]
 
 
 class Wrong(Exception):
-    """What is found cannot be compared; the message says what it is."""
+    """What is found is wrong whatever the difference; the message says what it is."""
+
+    def __init__(self, message: str, error: float = math.inf) -> None:
+        super().__init__(message)
+        self.error = error
 
 
 def each_piece(

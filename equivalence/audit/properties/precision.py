@@ -27,9 +27,11 @@ def fp64(s: Subject) -> Cases:
                 found = whole(s, x)
                 with s.exactly():
                     expected = whole(s, x)
+            error = relative(found, expected)
             if found.dtype != torch.float64:
-                raise Wrong(f"of float64 inputs, outputs are {str(found.dtype).removeprefix('torch.')}")
-            return relative(found, expected), FLOAT64
+                dtype = str(found.dtype).removeprefix("torch.")
+                raise Wrong(f"of float64 inputs, outputs are {dtype}: difference {error:.2g}", error)
+            return error, FLOAT64
 
         yield case, measure
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -249,15 +248,15 @@ def _calls(called: str, a: ModuleAdapter, case: Case) -> Calls | None:
     arguments = ", ".join(f"{n}={v!r}" for n, v in a.arguments.items())
     made = f"m = {name}({arguments}).double().eval().requires_grad_(False)"
     if a.random:
-        made += "; [p.add_(torch.randn_like(p) * (0.5 if p.ndim < 2 else 0.3)) for p in m.parameters()]"
+        size = "(0.5 if p.ndim < 2 else 0.5 * p.shape[-1] ** -0.5)"
+        made += f"; [p.add_(torch.randn_like(p) * {size}) for p in m.parameters()]"
     options = "".join(f", {n}={v!r}" for n, v in a.constants.items())
-    setup = [f"import torch; {line}; torch.manual_seed({SEED})", made]
     axis = a.layout.split().index("T")
     f = f"f = lambda x, **o: m(x{options}, **o)"
     if a.step:
         one = f"x.select({axis}, 0)" if a.step_layout == "B D" else "x"
         f += f"; g = lambda x, **o: m.{a.step}({one}, *o.values())"
-    setup.append(f)
+    setup = [f"import torch; {line}; torch.manual_seed({SEED})", f"{made}; {f}"]
     sizes = {"B": case.rows, "T": case.length, "D": a.width}
     shape = ", ".join(str(sizes[n]) for n in a.layout.split())
     way = "".join(f"[{k!r}]" if isinstance(k, int) else f".{k}" for k in a.output)
@@ -370,14 +369,23 @@ def _stands_for(state: MixerState) -> dict[str, Tensor]:
     return found
 
 
-def randomised(module: nn.Module, seed: int = SEED) -> nn.Module:
-    """Every parameter moved to a random place."""
-    g = torch.Generator().manual_seed(seed)
+def randomised(module: nn.Module) -> nn.Module:
+    """Every parameter moved to a random place, by torch's generator."""
     with torch.no_grad():
         for p in module.parameters():
             if p.is_floating_point():
-                size = 0.5 if p.ndim < 2 else 0.5 / math.sqrt(p.shape[-1])
-                p.add_((size * torch.randn(p.shape, generator=g, dtype=torch.float64)).to(p.dtype))
+                p.add_(torch.randn_like(p) * (0.5 if p.ndim < 2 else 0.5 * p.shape[-1] ** -0.5))
+    return module
+
+
+def _made(factory: Callable[..., Any], text: str, arguments: Mapping[str, Any]) -> nn.Module:
+    shown = ", ".join(f"{n}={v!r}" for n, v in arguments.items())
+    try:
+        module = factory(**arguments)
+    except Exception as e:
+        raise TargetError(f"{text}({shown}) raises {type(e).__name__}: {e}") from e
+    if not isinstance(module, nn.Module):
+        raise TargetError(f"{text}({shown}) is {type(module).__name__}; accepted: a torch.nn.Module")
     return module
 
 
@@ -390,23 +398,14 @@ def module_target(text: str, found: Any, adapter: ModuleAdapter | None = None) -
     if adapter is not None and not isinstance(adapter, ModuleAdapter):
         raise TargetError(f"ADAPTER is {type(adapter).__name__}; accepted: a ModuleAdapter, for a module")
     given = adapter or ModuleAdapter()
-    if isinstance(found, nn.Module):
-        module = copy.deepcopy(found)
-    else:
-        arguments = dict(given.arguments) if adapter else guessed_arguments(found, text)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            try:
-                module = found(**arguments)
-            except Exception as e:
-                shown = ", ".join(f"{n}={v!r}" for n, v in arguments.items())
-                raise TargetError(f"{text}({shown}) raises {type(e).__name__}: {e}") from e
-        if not isinstance(module, nn.Module):
-            raise TargetError(f"{text} makes {type(module).__name__}; accepted: a torch.nn.Module")
-        given = replace(given, arguments=arguments)
-    module = module.double().eval().requires_grad_(False)
-    if given.random:
-        randomised(module)
+    if not isinstance(found, nn.Module):
+        given = replace(given, arguments=given.arguments if adapter else guessed_arguments(found, text))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        module = copy.deepcopy(found) if isinstance(found, nn.Module) else _made(found, text, given.arguments)
+        module = module.double().eval().requires_grad_(False)
+        if given.random:
+            randomised(module)
     if adapter is None:
         given = guess(module, text, given)
     given.check(module, text)

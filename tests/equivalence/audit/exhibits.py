@@ -166,7 +166,7 @@ class Right(nn.Module):
     def gates(self, x: Tensor) -> tuple[Tensor, ...]:
         a, z, o = self.proj(self.norm(x)).chunk(3, -1)
         if self.fault == "rows":
-            z = z - z.mean(0, keepdim=True)
+            z = z - 0.5 * z.mean(0, keepdim=True)
         if self.fault == "float":
             a = a.float()
         return torch.sigmoid(a).to(x.dtype), z, F.silu(o)
