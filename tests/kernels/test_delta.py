@@ -198,11 +198,19 @@ def test_packed(kind):
     q, k, v, la, *_ = unit_keys(arguments(1, 17, 2, 3, 3, "BTHK"))
     extra = erasing(kind, 1, 17, 2, 3)
     s0 = torch.randn(4, 2, 3, 3, dtype=torch.float64)
+    xs = list(leaves(q, k, v, la, s0, *leaves(*extra.values(), *extra.get("erase", ()))))
+    for x in xs:
+        x.requires_grad_()
     o, s = recurrence(q, k, v, la, initial_state=s0, cu_seqlens=torch.tensor([0, 5, 5, 11, 17]), **extra)
+    pieces = []
     for n, (i, j) in enumerate([(0, 5), (5, 5), (5, 11), (11, 17)]):
         piece = {m: x[:, i:j] if m == "beta" else tuple(z[:, i:j] for z in x) for m, x in extra.items()}
-        want = loop(*(x[:, i:j] for x in (q, k, v, la)), initial_state=s0[n : n + 1], **piece)
-        assert error(o[:, i:j], want[0]) < 1e-12 and error(s[n : n + 1], want[1]) < 1e-12
+        pieces.append(loop(*(x[:, i:j] for x in (q, k, v, la)), initial_state=s0[n : n + 1], **piece))
+    want = torch.cat([p[0] for p in pieces], 1), torch.cat([p[1] for p in pieces])
+    assert error(o, want[0]) < 1e-12 and error(s, want[1]) < 1e-12
+    w = torch.randn_like(o)
+    got, want = (torch.autograd.grad((a * w).sum() + b.sum(), xs) for a, b in ((o, s), want))
+    assert all(error(b, a) < 1e-11 for a, b in zip(want, got, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -207,15 +207,32 @@ def test_gradient_of_masked_and_packed():
     mask = torch.rand(2, 17) < 0.5
     want, got = both(args, {"mask": mask}, form="chunk", chunk_size=4)
     assert all(error(b, a) < 1e-11 for a, b in zip(want, got, strict=True))
-    q, k, v, la, _, _ = arguments(1, 17, 2, 3, 3, "BTHK")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "decay, value_decay", [("BTHK", "BTHV"), ("BTH", "HV"), ("H", "none"), ("outer", "HV")]
+)
+def test_gradient_of_packed(decay, value_decay, reverse):
+    """Constants collect the gradients of all sequences, what varies in time that of its own."""
+    torch.manual_seed(9)
+    *operands, _ = arguments(1, 17, 2, 3, 3, decay, value_decay)
+    args = (*operands, torch.randn(4, 2, 3, 3, dtype=torch.float64))
+    xs = [x.detach().requires_grad_() for x in leaves(*args)]
+    *operands, s0 = rebuild(args, xs)
     cu = torch.tensor([0, 5, 5, 11, 17])
-    xs = [x.detach().requires_grad_() for x in (q, k, v, la, torch.randn(4, 2, 3, 3, dtype=torch.float64))]
-    o, s = recurrence(*xs[:4], initial_state=xs[4], cu_seqlens=cu)
+    o, s = recurrence(*operands, initial_state=s0, cu_seqlens=cu, reverse=reverse)
     w = torch.randn_like(o)
     got = torch.autograd.grad((o * w).sum() + s.sum(), xs)
+
+    def cut(x, i, j):
+        if isinstance(x, OuterDecay):
+            return OuterDecay(x.dt[:, i:j], x.A)
+        return x if x is None or x.ndim < 3 else x[:, i:j]
+
     total = 0.0
     for n, (i, j) in enumerate([(0, 5), (5, 5), (5, 11), (11, 17)]):
-        o, s = loop(*(x[:, i:j] for x in xs[:4]), initial_state=xs[4][n : n + 1])
+        o, s = loop(*(cut(x, i, j) for x in operands), initial_state=s0[n : n + 1], reverse=reverse)
         total = total + (o * w[:, i:j]).sum() + s.sum()
     want = torch.autograd.grad(total, xs)
     assert all(error(b, a) < 1e-11 for a, b in zip(want, got, strict=True))
