@@ -117,6 +117,16 @@ def test_a_guard_that_fails_on_the_code_as_it_is_guards_nothing(toy):
     assert outcomes["while low < 0:: < → <="] == "unreached"
 
 
+def test_a_guard_that_has_come_to_fail_kills_nothing(toy):
+    assert toy("--sample", "0").returncode == 1  # measures what the tests run, and no more
+    (toy.root / "tests" / "test_toy.py").write_text(GUARD.replace("== 3", "== 4"))
+    run = toy("--bar", "0")
+    outcomes, records = found(toy.root)
+    assert "test_clip fails on the code as it is" in run.stdout, run.stdout + run.stderr
+    assert outcomes["while low < 0:: < → <="] == "unreached"
+    assert {r["guard"] for r in records.values()} == {"", "tests/test_toy.py::test_error"}
+
+
 # ------------------------------------------------------------------ the changes
 
 

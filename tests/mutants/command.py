@@ -9,6 +9,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ MIXERZOO = Project(
     ROOT,
     "mixerzoo",
     (
-        *(f"tests/kernels/test_{n}.py" for n in ("forms", "gradients", "delta", "operator", "errors")),
-        "tests/mixers",
+        *(
+            f"tests/kernels/test_{n}.py"
+            for n in ("forms", "gradients", "delta", "operator", "errors", "step")
+        ),
+        *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "tests/mixers").glob("test_[!c]*.py"))),
     ),
     preload=(
         "torch",
@@ -42,6 +46,8 @@ MIXERZOO = Project(
         "triton.language",
         "transformers",
         "transformers.modeling_utils",
+        "transformers.generation.utils",
+        "transformers.models.auto.modeling_auto",
         "rich.table",
     ),
 )
@@ -103,12 +109,12 @@ def measure(project: Project, files: list[str], tests: bool, found: Map, console
 class Guards:
     """Of every line, the guards that run it, and in which order to try them."""
 
-    def __init__(self, found: Map, slowest: float, theorems_only: bool = False, hang: float = 4.0) -> None:
+    def __init__(self, found: Map, slowest: float, only: str | None = None, hang: float = 4.0) -> None:
         self.hang = hang
         self.seconds = {
             n: g["seconds"]
             for n, g in found.guards.items()
-            if g["seconds"] <= slowest and (n.startswith(THEOREM) or not theorems_only)
+            if g["seconds"] <= slowest and only in (None, "theorems" if n.startswith(THEOREM) else "tests")
         }
         self.lines: dict[str, dict[str, set[int]]] = defaultdict(dict)
         self.share: dict[tuple[str, str], float] = {}
@@ -119,6 +125,13 @@ class Guards:
                 self.lines[file][name] = set(these)
                 self.share[file, name] = len(these) / every
         self.kills: Counter[tuple[str, str, str]] = Counter()
+
+    def drop(self, name: str, chain: list[Guard]) -> None:
+        """A guard that is none; or, if it is no guard's name, the tests of the file that it names."""
+        gone = [g.name for g in chain if g.name == name or name.endswith(g.name.split("::")[0])]
+        for guard in gone or [g.name for g in chain]:
+            for names in self.lines.values():
+                names.pop(guard, None)
 
     def learn(self, mutant: Mutant, guard: str) -> None:
         self.kills[mutant.file, mutant.function, guard] += 1
@@ -169,12 +182,30 @@ def run_mutants(
     jobs: int,
     budget: float,
     progress: Callable[[Result | None], None] = lambda result: None,
+    complain: Callable[[str], None] = print,
 ) -> None:
     """Every mutant in a process of its own; what comes out goes into the results."""
     sources = {f: (project.root / f).read_text(encoding="utf-8") for f in {m.file for m in chosen}}
     prints = {f: fingerprint(project.root, f) for f in sources}
     by_name = {str(m): m for m in chosen}
     pool, waiting = Pool(jobs), list(reversed(chosen))
+    chains: dict[str, list[Guard]] = {}
+    sound: set[str] = set()  # guards seen to hold on the code as it is, in this run
+
+    def holds(name: str, chain: list[Guard], mutant: Mutant) -> bool:
+        """Whether what failed with the change holds without."""
+        if name in sound:
+            return True
+        one = [g for g in chain if g.name == name] or [g for g in chain if g.name.split("::")[0] in name]
+        run = _task(project, project.module(mutant.file), sources[mutant.file], one[:1] or chain)
+        alone = Pool(1)
+        alone.start(name, run)
+        ended: list[Any] = []
+        while not ended:
+            ended = alone.wait()
+        if ended[0][1] == "survived":
+            sound.add(name)
+        return name in sound
 
     def add(mutant: Mutant, outcome: str, guard: str, seconds: float) -> None:
         result = Result(str(mutant), mutant.file, prints[mutant.file], outcome, guard, round(seconds, 2))
@@ -187,14 +218,19 @@ def run_mutants(
         while waiting or pool.running:
             while waiting and not pool.full:
                 mutant = waiting.pop()
-                chain = guards.of(mutant, budget)
+                chain = chains[str(mutant)] = guards.of(mutant, budget)
                 if not chain:
                     add(mutant, "unreached", "", 0.0)
                     continue
                 changed, module = mutant.apply(sources[mutant.file]), project.module(mutant.file)
                 pool.start(str(mutant), _task(project, module, changed, chain))
             for key, outcome, guard, seconds in pool.wait():
-                add(by_name[key], outcome, guard, seconds)
+                if outcome != "survived" and not holds(guard, chains[key], by_name[key]):
+                    complain(f"{guard} fails on the code as it is, and guards nothing")
+                    guards.drop(guard, chains[key])
+                    waiting.append(by_name[key])
+                else:
+                    add(by_name[key], outcome, guard, seconds)
             progress(None)
     finally:
         pool.stop()
@@ -317,7 +353,7 @@ def parser() -> argparse.ArgumentParser:
         help="processor seconds, beside eight times its own, after which a guard counts as hanging (4)",
     )
     found.add_argument("--bar", type=float, default=95.0, metavar="P", help="the least score, per cent (95)")
-    found.add_argument("--theorems", action="store_true", help="theorems only, no tests")
+    found.add_argument("--only", choices=("theorems", "tests"), help="guards of one kind only (both)")
     found.add_argument("--again", action="store_true", help="run survivors again")
     found.add_argument("--measure", action="store_true", help="measure anew which lines each guard runs")
     found.add_argument("--report", action="store_true", help="only report what earlier runs found")
@@ -342,7 +378,9 @@ def main(arguments: list[str] | None = None, project: Project = MIXERZOO, surviv
         found = Map(args.keep / "map.json", project.root)
         if args.measure:
             found.forget({})
-        measure(project, sorted({*files, *guarded_files(project.root)}), not args.theorems, found, console)
+        measure(
+            project, sorted({*files, *guarded_files(project.root)}), args.only != "theorems", found, console
+        )
         chosen = [m for f in files for m in choose(every[f], args.sample, args.seed)]
         fresh = [m for m in chosen if not _done(results.of.get(str(m)), args.again)]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -357,15 +395,8 @@ def main(arguments: list[str] | None = None, project: Project = MIXERZOO, surviv
                         bar.console.print(f"{result.outcome}: {escape(result.mutant)}", soft_wrap=True)
                 bar.refresh()
 
-            run_mutants(
-                project,
-                fresh,
-                Guards(found, args.slowest, args.theorems, args.hang),
-                results,
-                args.jobs,
-                args.budget,
-                progress,
-            )
+            say = partial(bar.console.print, style="yellow", markup=False, soft_wrap=True)
+            run_mutants(project, fresh, guards, results, args.jobs, args.budget, progress, say)
     return report(console, scores(every, results, why), args.bar / 100)
 
 
