@@ -396,6 +396,7 @@ def main(arguments: list[str] | None = None, project: Project = MIXERZOO, surviv
                 bar.refresh()
 
             say = partial(bar.console.print, style="yellow", markup=False, soft_wrap=True)
+            guards = Guards(found, args.slowest, args.only, args.hang)
             run_mutants(project, fresh, guards, results, args.jobs, args.budget, progress, say)
     return report(console, scores(every, results, why), args.bar / 100)
 
