@@ -19,7 +19,7 @@ from mixerzoo.equivalence.rounding import (
 )
 from mixerzoo.equivalence.theorem import Budget, Counterexample, Side, Tally
 from mixerzoo.equivalence.theorems import catalogue, delta_rounding, rounding
-from mixerzoo.equivalence.theorems.problems import Problem
+from mixerzoo.equivalence.theorems.problems import Problem, steps
 from mixerzoo.kernels import delta, forms, gradients
 from mixerzoo.kernels.steps import Gradients
 
@@ -36,7 +36,7 @@ OPERATIONS = {
     "sum": (lambda x, y: torch.sum(x * y, -2, True), X, Y),
     "cumsum": (lambda x, y: torch.cumsum(x + y, -2), X, Y),
     "cumsum from the end": (lambda x, y: torch.cumsum((x + y).flip(0), 0).flip(0), X, Y),
-    "exp": (lambda x, y: torch.exp(x) + y, LOGS, NONE),
+    "exp": (lambda x, y: torch.exp(x), LOGS, NONE),
     "exp of sums": (lambda x, y: torch.exp(torch.cumsum(x, -1)) + y, LOGS, NONE),
     "cat": (lambda x, y: torch.cat([x * y, y], 1), X, Y),
     "where": (lambda x, y: torch.where(torch.arange(7) > 2, x * y, torch.zeros_like(x)), X, Y),
@@ -98,14 +98,17 @@ def test_what_is_exact_has_no_error():
         torch.exp(Bounded.of(NONE - math.inf, FLOAT32)),
     ):
         assert not y.error.any()
+    logs = Bounded.of(LOGS, FLOAT64)
+    for y in (logs + logs, torch.cumsum(logs, 0), torch.sum(logs, 0)):
+        assert (y.error[np.isneginf(y.computed)] == 0).all() and np.isneginf(y.computed).any()
 
 
 def test_dtypes_meet_in_the_wider():
     single, double = Bounded.of(X, FLOAT32), Bounded.of(Y, FLOAT64)
     assert (single * double).dtype == torch.float64
     assert (single.double() @ double.mT).to(torch.float32).dtype == torch.float32
-    lost = double.to(torch.float32)
-    assert (distance(lost.computed, Fixed.of(Y)) <= lost.error).all()
+    lost = Bounded.of(Y / 3, FLOAT64).to(torch.float32)
+    assert (distance(lost.computed, Fixed.of(Y / 3)) <= lost.error).all()
     with pytest.raises(TypeError, match="no meaning for Bounded and Fixed"):
         single + Fixed.of(Y)
 
@@ -142,13 +145,21 @@ def test_a_system_beyond_all_bounds():
         L, Bounded.of(np.ones((n, 1)), FLOAT32), upper=False, unitriangular=True
     )
     assert np.isinf(solved.error).all()
+    # Entries known to a half: what 3/2 and 1/2 of them give lies within the bound.
+    L, b = np.tril(np.full((8, 8), -2.0), -1) + np.eye(8), np.ones((8, 1))
+    known = Bounded.of(L, FLOAT32, 0.5), Bounded.of(b, FLOAT32)
+    solved = torch.linalg.solve_triangular(*known, upper=False, unitriangular=True)
+    assert solved.error.max() < 1e6
+    for factor in (0.5, 1.5):
+        other = np.linalg.solve(np.eye(8) + factor * np.tril(L, -1), b)
+        assert (np.abs(other - solved.computed) <= solved.error).all()
 
 
 def test_fixed_point_is_exact():
-    a, b = Fixed.of(X), Fixed.of(Y)
-    found = (a @ b.mT).parts[0].ravel()
+    x, y = X * 2.0**-150, Y / 3
+    found = (Fixed.of(x) @ Fixed.of(y).mT).parts[0].ravel()
     exact = [
-        sum(Fraction(x) * Fraction(y) for x, y in zip(X[i, j], Y[i, k], strict=True))
+        sum(Fraction(p) * Fraction(q) for p, q in zip(x[i, j], y[i, k], strict=True))
         for i in range(5)
         for j in range(6)
         for k in range(6)
@@ -296,23 +307,33 @@ def test_a_state_in_half_precision_between_blocks(monkeypatch):
     assert "times its bound: the recurrent form" in failure("rounding/delta-blocks")
 
 
-def test_transitions_that_grow_are_counted():
-    """With β = 3 a step is no reflection: what was wrong before grows, and the bound says so."""
-    grown = []
+def test_what_blocks_got_wrong_is_carried_on(monkeypatch):
+    """By the norm of the exact transitions: 1 with β = 2, where a step is a reflection, and 2 with β = 3."""
+    p = Problem(32, 1, key_decay="none", value_decay="none", batch=1, key_dim=8, erasing="beta")
+    x = rounding.operands(rounding.Case(p, alike=True), np.random.default_rng(0))
+    _, seen = delta_rounding._run("chunk", p, x, FLOAT32)
+    states = [S.numpy().astype(np.float64) for S, _, _ in seen]
+
+    def bound():
+        return delta_rounding.bounds("chunk", p, x, states, FLOAT32).state.max()
+
+    real, norms = delta_rounding._transitions, []
     for beta in (2.0, 3.0):
-        p = Problem(64, 8, key_decay="none", value_decay="none", batch=1, key_dim=8, erasing="beta")
-        x = rounding.operands(rounding.Case(p, alike=True), np.random.default_rng(0))
-        x = x._replace(beta=np.full_like(x.beta, beta))
-        _, seen = delta_rounding._run("chunk", p, x, FLOAT32)
-        states = [S.numpy().astype(np.float64) for S, _, _ in seen]
-        grown.append(delta_rounding.bounds("chunk", p, x, states, FLOAT32).state.max())
-    assert grown[0] < 1 and grown[1] > 1e6
+        wrong = steps(rounding._as(x._replace(beta=np.full_like(x.beta, beta)), torch.from_numpy))
+        norms.append(real(wrong.slice(0, 1), p)[0].max())
+    assert norms == pytest.approx([1, 2], abs=1e-6)
+    once = bound()
+    monkeypatch.setattr(delta_rounding, "_transitions", lambda c, p: (2 * real(c, p)[0], real(c, p)[1]))
+    assert bound() > 1e6 * once
 
 
 def test_a_rough_exp():
     theorem = catalogue()["rounding/exp"]
     assert not failure("rounding/exp")
-    for rough in (lambda x: torch.exp(x) * (1 + 1e-6), lambda x: torch.exp(x.clamp(min=-80))):
+    for rough, reason in (
+        (lambda x: torch.exp(x) * torch.where(x < 0, 1 + 1e-6, 1.0), "ulp off"),
+        (lambda x: torch.exp(x) + torch.where(x.isinf(), 1e-30, 0.0), "exp of 0 and -inf"),
+    ):
         tally = Tally((Side("rough", rough), theorem.right))
-        with pytest.raises(Counterexample, match=r"ulp off|exp of 0 and -inf"):
+        with pytest.raises(Counterexample, match=reason):
             theorem.evidence["bound"](Budget(name="rounding/exp"), tally)
