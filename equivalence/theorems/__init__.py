@@ -11,6 +11,7 @@ FILES = (
     "forms",
     "gradients",
     "delta",
+    "erasing",
     "links",
     "mixer_links",
     "operator",

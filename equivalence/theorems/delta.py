@@ -37,7 +37,12 @@ from .problems import (
     values,
 )
 
-THEOREMS = Collection({"text": "of the core alone; mixers/*/streaming run it on text"})
+THEOREMS = Collection(
+    {
+        "bitwise": "lattice/delta has it, through the operator",
+        "text": "of the core alone; mixers/*/streaming run it on text",
+    }
+)
 
 ERASING = ("beta", "x, y")
 BOTH = (
@@ -317,6 +322,7 @@ for _kind, _statement in {
         right=Side(
             "the definition on dual numbers: the derivative along the tangents of all operands", _slope
         ),
+        reasons={"property": "delta/gradients has it, through the operator"},
     )(_is_derivative)
 
 

@@ -161,7 +161,11 @@ for _form, _statement in {
         formula=f"{_form}(c_1 … c_n, S) = (step c_n ∘ … ∘ step c_1)(S),  c_t = (q_t, k_t, v_t, a_t, b_t)",
         left=Side(f"one block of the {_form} form", _block(_form)),
         right=EVERY_STEP,
+        reasons=dict.fromkeys(("bitwise", "bound", "property"), f"forms/{_form} has it"),
     )(_of_every_length(_form))
+
+
+NO_NUMBERS = dict.fromkeys(("bitwise", "bound", "property"), "intervals of time, no numbers that could round")
 
 
 class _Intervals:
@@ -203,6 +207,7 @@ def _in_turn(T: int, size: int) -> list[tuple[int, int, int]]:
     formula="loop(body, T, C): S_0, body([0, C), S_0) = S_C, body([C, 2C), S_C) = S_{2C}, …, S_T",
     left=Side("the loop of all forms, kernels.forms.in_blocks, run on intervals of time", _handed_out),
     right=Side("[0, C), [C, 2C), … to T, each with the state at its start", _in_turn),
+    reasons=NO_NUMBERS,
 )
 def loop(budget: Budget, tally: Tally) -> None:
     for T in range(1, budget.pick(60, 200)):
@@ -237,6 +242,7 @@ def _prefixes(n: int) -> list[tuple[int, int]]:
     formula="scan([0,1), [1,2), …, [n−1,n)) = [0,1), [0,2), …, [0,n)",
     left=Side("the network of kernels.forms.associative_scan, run on the free monoid", _prefixes),
     right=Side("the intervals from 0 to every t", lambda n: [(0, t + 1) for t in range(n)]),
+    reasons=NO_NUMBERS,
 )
 @identity
 def scan_network(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:

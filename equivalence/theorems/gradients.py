@@ -32,6 +32,10 @@ from .problems import (
 
 THEOREMS = Collection({"text": "of the core alone; mixers/*/streaming run it on text"})
 
+THROUGH_OPERATOR = {
+    "bitwise": "lattice/operator has it, through the operator",
+    "property": "operator/gradients has it, through the operator",
+}
 OPERANDS = ("q", "k", "v", "log_decay", "outer", "log_decay_v", "initial_state")
 
 
@@ -116,6 +120,7 @@ for _kind, _statement in {
         formula=PAIRING,
         left=_by_gradient(_kind),
         right=DERIVATIVE,
+        reasons=THROUGH_OPERATOR,
     )(_is_derivative)
 
 
