@@ -38,12 +38,14 @@ class Argument:
         drawn: what it holds: a name out of `DRAWN`, or an expression of standard normal numbers x.
         least: the smallest decay that the kernel promises to take, as a logarithm.
         at_least: "float32" where it is never given in a lower precision.
+        stands_for: in a `step_adapter`, the argument of the other kernel, if it has another name.
     """
 
     shape: str
     drawn: str = "normal"
     least: float = float("-inf")
     at_least: str | None = None
+    stands_for: str | None = None
 
     @property
     def expression(self) -> str:

@@ -17,7 +17,7 @@ from ..subject import Case, Extreme, Inputs, Subject, Unsupported
 from .adapter import DECAYS, DTYPES, Adapter, dims, from_time_second, letters, to_time_second
 from .guess import guess
 from .load import TargetError, load
-from .measuring import Measuring, NoState, tensor_at
+from .measuring import Measuring, NoState, outside, tensor_at
 from .module import ModuleAdapter, module_target
 from .snippets import of_kernel, snippet
 
@@ -50,7 +50,7 @@ class KernelSubject(Measuring):
     ) -> None:
         self.name, self.function, self.adapter, self.called = name, function, adapter, called
         self.dtype, self.copies = dtype, copies
-        self.unsupported, self.dtypes = adapter.unsupported, adapter.dtypes
+        self.unsupported, self.dtypes = outside(adapter.unsupported, adapter.dtypes), adapter.dtypes
         self.documented = adapter.tolerance
         self.multiple = adapter.multiple
         self.lengths = tuple(sorted({-(-n // adapter.multiple) * adapter.multiple for n in adapter.lengths}))
@@ -102,8 +102,9 @@ class KernelSubject(Measuring):
             raise Unsupported(f"it takes at most {a.longest} tokens")
         given: dict[str, Any] = dict(a.constants)
         for name, argument in a.arguments.items():
-            of_time = name in inputs
-            x = from_time_second(inputs[name], argument.shape) if of_time else self.weights[name]
+            drawn = argument.stands_for or name
+            of_time = drawn in inputs
+            x = from_time_second(inputs[drawn], argument.shape) if of_time else self.weights[drawn]
             given[name] = self._given(x, argument.at_least)
         given |= self._state(a, state, first.shape[0]) | self._mask(a, mask) | self._packed(a, sequences)
         result = self.refusing(lambda: function(**given))
@@ -200,9 +201,10 @@ class KernelSubject(Measuring):
         if self.step is not None:
             function, adapter = self.step
             step = f"{_where(function, self.adapter.step, self.called)}", adapter
-        calls = of_kernel(
-            self.called, self.adapter, step, case, WEIGHTS_SEED, case.property != "fp64" and not self.native
-        )
+        widest = self.widest()
+        if widest == torch.float64 and case.property != "fp64" and not self.native:
+            widest = torch.float32
+        calls = of_kernel(self.called, self.adapter, step, case, WEIGHTS_SEED, str(widest))
         return snippet(calls, case, self._ends(case.label))
 
     def _ends(self, label: str) -> str:

@@ -58,6 +58,18 @@ def tensor_at(result: Any, way: tuple[int | str, ...], what: str) -> Tensor:
     return found
 
 
+def outside(unsupported: Mapping[str, str], dtypes: tuple[str, ...]) -> dict[str, str]:
+    """What is outside the contract, and what cannot be looked at in these dtypes."""
+    found = dict(unsupported)
+    takes = f"it takes {', '.join(dtypes)}"
+    if "float64" not in dtypes:
+        found.setdefault("fp64", takes)
+    if not {"float64", "float32"} & set(dtypes):
+        for name in ("low_precision", "gradients", "state_gradients", "decay_extremes"):
+            found.setdefault(name, f"{takes}: there is nothing more exact to compare it with")
+    return found
+
+
 class Measuring(Subject):
     """Compared in float64 where it computes in it, otherwise within its rounding.
 
@@ -77,7 +89,7 @@ class Measuring(Subject):
         return found
 
     def exactly(self) -> contextlib.AbstractContextManager[object]:
-        return Float64()
+        return Float64() if self.widest() == torch.float64 else contextlib.nullcontext()
 
     def precision(self, dtype: torch.dtype) -> torch.dtype:
         """What stands for a precision: for float64 the widest there is.

@@ -16,7 +16,7 @@ from ....mixers import MixerState
 from ..examine import Target
 from ..subject import Case, Extreme, Inputs, Subject, Unsupported
 from .load import TargetError, importing
-from .measuring import Measuring, NoState, found_at, tensor_at
+from .measuring import Measuring, NoState, found_at, outside, tensor_at
 from .snippets import Calls, snippet
 
 SEED = 0
@@ -135,7 +135,7 @@ class ModuleSubject(Measuring):
     ) -> None:
         self.name, self.module, self.adapter, self.dtype = name, module, adapter, dtype
         self.called = called
-        self.unsupported, self.dtypes = adapter.unsupported, adapter.dtypes
+        self.unsupported, self.dtypes = outside(adapter.unsupported, adapter.dtypes), adapter.dtypes
         self.documented = adapter.tolerance
         self.multiple, self.lengths = adapter.multiple, adapter.lengths
 

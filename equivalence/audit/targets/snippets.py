@@ -31,6 +31,7 @@ class Calls:
         alone: whether single tokens have a function of their own.
         step: of finite differences.
         one_way: the way to the outputs of single tokens, if another.
+        device: an argument of what makes tensors, if they are not on the CPU.
     """
 
     setup: Sequence[str]
@@ -43,6 +44,7 @@ class Calls:
     alone: bool = True
     step: str = "1e-4"
     one_way: str | None = None
+    device: str = ""
 
     def piece(self, i: str) -> str:
         """The inputs of piece i out of pieces of so many tokens."""
@@ -102,7 +104,8 @@ def _padding(c: Calls, case: Case, ends: str) -> list[str] | None:
     name, value = c.mask
     start, stop = case.padding
     T = case.pieces[0]
-    masked = f"mask = torch.ones({case.rows}, {T}, dtype=torch.bool); mask[0, {start}:{stop}] = False"
+    ones = f"torch.ones({case.rows}, {T}, dtype=torch.bool{c.device})"
+    masked = f"mask = {ones}; mask[0, {start}:{stop}] = False"
     rest = f"rest = [t for t in range({case.length}) if not {start} <= t < {stop}]"
     if len(case.pieces) > 1:
         if run is None:
@@ -129,7 +132,7 @@ def _packed(c: Calls, case: Case, ends: str) -> list[str]:
     way, axis = c.output
     return [
         f"sizes = {list(case.sequences)}",
-        f"found = f(**x, {c.cu_seqlens}=torch.tensor([0, *sizes]).cumsum(0)){way}",
+        f"found = f(**x, {c.cu_seqlens}=torch.tensor([0, *sizes]{c.device}).cumsum(0)){way}",
         f"expected = torch.cat([f(**{c.piece('i')}){way} for i in range(len(sizes))], {axis})",
         DIFFERENCE,
     ]
@@ -204,7 +207,7 @@ def _slopes(h: str) -> list[str]:
         "    d = torch.randn_like(t.requires_grad_()); "
         "(grad,) = torch.autograd.grad(loss() + 0 * t.sum(), t)",
         f"    slope = (loss(**{{k: t + {h} * d}}) - loss(**{{k: t - {h} * d}})) / (2 * {h})",
-        "    print(k, float(slope), float((grad * d).sum()))",
+        "    print(k, float(slope.detach()), float((grad * d).sum()))",
     ]
 
 
@@ -302,7 +305,7 @@ def of_kernel(
     step: tuple[str, Adapter] | None,
     case: Case,
     weights_seed: int,
-    floats: bool,
+    dtype: str,
 ) -> Calls | None:
     """How a kernel is called, in a few lines.
 
@@ -312,7 +315,7 @@ def of_kernel(
         step: the same of the kernel for single tokens.
         case: for its sizes.
         weights_seed: of what is the same for all rows.
-        floats: whether it is called in float32.
+        dtype: what tensors are given in, "torch.float64".
     """
     if not called:
         return None
@@ -337,7 +340,8 @@ def of_kernel(
         options = "".join(f", {n}={v!r}" for n, v in step[1].constants.items())
         weights = "".join(f", {n}=f.keywords[{n!r}]" for n in adapter.arguments if n not in of_time)
         made += f"; g = functools.partial({step_name}{options}{weights})"
-    cast = ".float()" if floats else ""
+    cast = "" if dtype == "torch.float64" else f".to({dtype})"
+    cast += "" if adapter.device == "cpu" else f".to({adapter.device!r})"
     normal = f"normal = lambda *n: torch.randn(*n, dtype=torch.float64){cast}"
     setup = [imports, f"{normal}; torch.manual_seed({weights_seed}); {made}"]
     x = ", ".join(f"{n!r}: {seen[n]}" for n in of_time)
@@ -352,5 +356,6 @@ def of_kernel(
         None if adapter.mask is None else (adapter.mask, mask),
         adapter.cu_seqlens,
         step is not None,
-        "1e-2" if floats else "1e-4",
+        "1e-4" if dtype == "torch.float64" else "1e-2",
+        device="" if adapter.device == "cpu" else f", device={adapter.device!r}",
     )
