@@ -34,11 +34,19 @@ class _Seen:
     """What the cases of one subject came to."""
 
     cases: int = 0
-    worst: float = 0.0
-    failed: tuple[Case, float, str] | None = None
+    worst: float = 0.0  # of those that agree
+    failures: list[float] = field(default_factory=list)  # errors of the others, inf where there is no number
+    failed: tuple[Case, str] | None = None  # the first of them
     refused: str = ""
-    raised: bool = False
-    others: list[str] = field(default_factory=list)
+
+    def fail(self, case: Case, error: float, what: str) -> None:
+        self.failures.append(error)
+        self.failed = self.failed or (case, what)
+
+    @property
+    def difference(self) -> float | None:
+        """The largest of the failures that has a number."""
+        return max((e for e in self.failures if math.isfinite(e)), default=None)
 
 
 def _look(subject: Subject, name: str) -> _Seen:
@@ -61,21 +69,19 @@ def _look(subject: Subject, name: str) -> _Seen:
         except Wrong as e:
             assert case is not None
             seen.cases += 1
-            seen.raised = True
-            seen.worst = max(seen.worst, e.error if math.isfinite(e.error) else 0.0)
-            seen.failed = seen.failed or (case, e.error, str(e))
+            seen.fail(case, e.error, str(e))
         except Exception as e:
             if case is None:
                 raise
             seen.cases += 1
-            seen.raised = True
-            seen.failed = seen.failed or (case, math.inf, f"raises {_said(e)}")
+            seen.fail(case, math.inf, f"raises {_said(e)}")
         else:
             seen.cases += 1
-            seen.worst = max(seen.worst, error)
-            if not error <= accepted and seen.failed is None:
-                what = "another shape, or not finite" if math.isinf(error) else f"{error:.2g}"
-                seen.failed = (case, error, f"difference {what} (accepted {accepted:.1g})")
+            if error <= accepted:
+                seen.worst = max(seen.worst, error)
+            else:
+                what = f"{error:.2g}" if math.isfinite(error) else "another shape, or not finite"
+                seen.fail(case, error, f"difference {what} (accepted {accepted:.1g})")
 
 
 def _said(e: BaseException) -> str:
@@ -96,13 +102,14 @@ def examine(target: Target, name: str) -> Finding:
             warnings.simplefilter("ignore")
             seen = _look(subject, name)
         if seen.failed is not None:
-            case, _, what = seen.failed
+            case, what = seen.failed
             told = ", ".join(filter(None, (str(case), subject.describe(case))))
-            largest = seen.worst if math.isfinite(seen.worst) else None
-            more = f"; largest of {seen.cases} cases {largest:.2g}" if largest and seen.cases > 1 else ""
-            measured = None if largest == 0 and seen.raised else largest
+            largest = seen.difference
+            more = (
+                "" if largest is None or seen.cases == 1 else f"; largest of {seen.cases} cases {largest:.2g}"
+            )
             return Finding(
-                target.name, name, DISAGREE, measured, f"{told}: {what}{more}", subject.snippet(case)
+                target.name, name, DISAGREE, largest, f"{told}: {what}{more}", subject.snippet(case)
             )
         agreed += seen.cases
         worst = max(worst, seen.worst)

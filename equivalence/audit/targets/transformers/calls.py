@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ...subject import Unsupported
+
+# What versions and models call the state that is handed on.
+CACHES = ("cache", "past_key_values", "cache_params", "state")
+
+
+def cache_name(forward: Callable[..., Any]) -> str | None:
+    """What a forward calls it; None if it takes none."""
+    parameters = inspect.signature(forward).parameters
+    return next((name for name in CACHES if name in parameters), None)
 
 
 class Call:
@@ -21,8 +34,15 @@ class Call:
         """Outputs of x [B, T, d_model] and the state after it."""
         if keep and state is None:
             state = self.cache(config)
-        y = mixer(x, cache=state, attention_mask=None)
+        y = mixer(x, attention_mask=None, **self.given(mixer, state))
         return (y[0] if isinstance(y, tuple) else y), state
+
+    def given(self, mixer: Any, state: Any) -> dict[str, Any]:
+        """The state as an argument."""
+        name = cache_name(mixer.forward)
+        if name is None:
+            raise Unsupported(f"its forward has none of {', '.join(CACHES)}")
+        return {name: state}
 
     def cache(self, config: Any) -> Any:
         from transformers import DynamicCache
@@ -44,7 +64,7 @@ class MiniMax(Call):
             from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
             state = MiniMaxCache()
-        return mixer(x, None, attention_mask=None, cache=state)[0], state
+        return mixer(x, None, attention_mask=None, **self.given(mixer, state))[0], state
 
     def parts(self, mixer: Any, state: Any) -> dict[str, Tensor]:
         return {"recurrent": state.get_linear_cache(mixer.layer_idx)}

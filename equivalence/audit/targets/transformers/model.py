@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...subject import Case, Inputs, Subject, Unsupported
+from .calls import CACHES, cache_name
 from .exact import ExactFloat64
 from .profile import Options, Profile
 from .snippets import of_model
@@ -33,6 +34,7 @@ class ModelSubject(Subject):
         self.profile, self.model, self.label, self.changes = profile, model, label, changes or {}
         self.unsupported = unsupported or {}
         self.parameters = inspect.signature(model.forward).parameters
+        self.cache_name = cache_name(model.forward)
         # RWKV scales its weights in its first call.
         first = model(torch.tensor([[FIRST_TOKEN]]), use_cache=False)
         self.has_logits = hasattr(first, "logits")
@@ -66,16 +68,22 @@ class ModelSubject(Subject):
         # As generate does: a model that counts no positions needs no mask for single tokens.
         if mask is not None and (ids.shape[1] > 1 or "position_ids" in self.parameters):
             options["attention_mask"] = mask.long()
-        named = "state" if "state" in self.parameters else "cache"
+        named = self.cache_name
+        if keep and named is None:
+            raise Unsupported(f"its forward has none of {', '.join(CACHES)}")
         if keep and cache is None and self.profile.model_type == "recurrent_gemma":
             from transformers import DynamicCache
 
             cache = DynamicCache(config=self.model.config)  # for its layers of attention
         if cache is not None:
-            options[named] = cache
+            options[str(named)] = cache
         output = self.model(ids, **options)
         y = output.logits if self.has_logits else output.last_hidden_state
-        return y, (getattr(output, named, None) or cache, stop)
+        if keep:
+            cache = getattr(output, str(named), None) or cache
+            if cache is None:
+                raise Unsupported(f"its output has no {named}")
+        return y, (cache, stop)
 
     def packed(self, ids: Tensor, sequences: tuple[int, ...]) -> dict[str, Any]:
         """Their lengths, as transformers' data collator hands them to models."""

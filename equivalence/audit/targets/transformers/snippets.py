@@ -93,7 +93,7 @@ def _model(subject: ModelSubject | MixerSubject) -> list[str]:
 
 def _names(subject: ModelSubject) -> tuple[str, str, str]:
     """What the state is called, how it begins, and where the outputs are."""
-    named = "state" if "state" in subject.parameters else "cache"
+    named = str(subject.cache_name)
     start = "transformers.DynamicCache(config=config)" if subject.name == "recurrent_gemma" else "None"
     return named, start, "logits" if subject.has_logits else "last_hidden_state"
 
