@@ -1,5 +1,6 @@
 # make demo   proofs, plots and report/index.html
 # make test   the tests
+# make mutants   change the code in small ways: is each noticed? (an hour or more; docs/mutants.md)
 # make lint   ruff, mypy and the import contract
 # make wheel  build the wheel and look at what it installs
 # make coq    check the proofs in equivalence/coq/; needs coqc (Debian's package coq), and no .venv
@@ -11,7 +12,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test lint wheel coq clean
+.PHONY: demo test mutants lint wheel coq clean
 
 demo: .venv/ready
 	$(BIN)/mixerzoo report --output report
@@ -20,6 +21,11 @@ demo: .venv/ready
 # Two processes of one thread each: the tests' tensors are too small for more threads.
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+
+# A sample of every file; all of them: make mutants MUTANTS=
+MUTANTS ?= --sample 30
+mutants: .venv/ready-dev
+	nice $(BIN)/python tests/mutants --jobs $(JOBS) $(MUTANTS)
 
 # mypy and import-linter see the package by its name through a link to this folder.
 lint: .venv/ready-dev

@@ -127,6 +127,44 @@ def test_a_guard_that_has_come_to_fail_kills_nothing(toy):
     assert {r["guard"] for r in records.values()} == {"", "tests/test_toy.py::test_error"}
 
 
+# In a process that has not imported the package, as those of the mutants have not.
+ORDER = """
+from mutants.command import MIXERZOO
+from mutants.guards import THEOREM
+from mutants.isolation import Guard, Pool, guarded
+from mutants.operators import mutants
+
+file = "kernels/order.py"
+source = (MIXERZOO.root / file).read_text()
+guards = [Guard(THEOREM + name, 1.0, 100.0) for name in ("forms/mask", "forms/scan-network")]
+pool = Pool(1)
+for mutant in mutants(file, source)[:2]:
+    changed = mutant.apply(source)
+    pool.start(
+        f"{mutant.before} to {mutant.after}",
+        lambda tell: guarded(MIXERZOO, "mixerzoo.kernels.order", changed, guards, tell),
+    )
+    while pool.running:
+        for name, outcome, guard, _ in pool.wait():
+            print(name, outcome, guard)
+"""
+
+
+def test_theorems_kill():
+    """Indices of letters are never equal: < is <=. But not >=."""
+    run = subprocess.run(
+        [sys.executable, "-c", ORDER],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.splitlines() == [
+        "< to <= survived ",
+        "< to >= killed theorem forms/mask",
+    ], run.stdout + run.stderr
+
+
 # ------------------------------------------------------------------ the changes
 
 
