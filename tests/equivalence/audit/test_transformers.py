@@ -16,6 +16,7 @@ from mixerzoo.equivalence.audit.targets import find
 from mixerzoo.equivalence.audit.targets.load import TargetError
 from mixerzoo.equivalence.audit.targets.transformers import not_looked_at
 from mixerzoo.equivalence.audit.targets.transformers.build import model_of
+from mixerzoo.equivalence.audit.targets.transformers.calls import cache_name
 from mixerzoo.equivalence.audit.targets.transformers.model import ModelSubject
 from mixerzoo.equivalence.audit.targets.transformers.profiles import PROFILES
 from mixerzoo.mixers import from_transformers
@@ -119,6 +120,15 @@ def test_a_profile_of_ones_own(tmp_path):
     (target,) = find("mamba", file)
     assert target.subjects("decode")[0].model.config.conv_kernel == 2
     assert examine(target, "chunked_prefill").verdict == DISAGREE
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params", "state"])
+def test_versions_name_the_cache_differently(name):
+    namespace = {}
+    exec(f"def forward(self, input_ids, attention_mask=None, {name}=None, use_cache=None): ...", namespace)
+    assert cache_name(namespace["forward"]) == name
+    exec("def forward(self, input_ids, **kwargs): ...", namespace)
+    assert cache_name(namespace["forward"]) is None
 
 
 def test_every_linear_mixer_of_transformers_is_a_target():
