@@ -101,7 +101,7 @@ def _all(
         if not file(where).is_file():
             continue
         target = _target(
-            f"{where.removesuffix('.naive')}:{name}",
+            name,
             lambda where=where, name=name: getattr(module(where), name),  # type: ignore[misc]
             adapter,
             f"{PACKAGE}.ops.{text}",
