@@ -142,6 +142,12 @@ def test_results_share_no_memory_with_arguments():
     _, s = recurrence(q, k, v, initial_state=s0)
     s += 1
     assert not torch.equal(s, s0)
+    # Nor does the gradient, which is handed through like the state.
+    _, s = recurrence(q, k, v, initial_state=s0.requires_grad_())
+    weight = torch.ones_like(s)
+    (g,) = torch.autograd.grad(s, s0, weight)
+    g += 1
+    assert (weight == 1).all()
 
 
 class Largest(TorchDispatchMode):
