@@ -278,3 +278,29 @@ def test_unused_places_of_the_cache_are_zero(make) -> None:
     for s in (m(torch.randn(2, 2, D, dtype=torch.float64), s, mask)[1] for s in (None, state)):
         for i, n in enumerate(s.position.tolist()):
             assert s.keys[i, :n].any() and not s.keys[i, n:].any() and not s.values[i, n:].any()
+
+
+@pytest.mark.parametrize("name", ["hgrn-complex", "lru", "s5", "s4d"])
+def test_states_are_the_papers_turned(make, name: str) -> None:
+    """By e^{-iT angle}, as the docstrings have it."""
+    m = make(name, D)
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    _, state = m(x)
+    with torch.no_grad():
+        if name == "hgrn-complex":
+            angle, kept = m.theta, torch.sigmoid(m.forget_gate(x))
+            size, write = kept, (1 - kept) * torch.complex(*F.silu(m.input_proj(x)).chunk(2, -1))
+        elif name == "s4d":
+            dt, rate = m.log_dt.exp()[:, None], torch.complex(-m.log_A_real.exp(), m.A_imag)
+            angle, size = dt * m.A_imag, torch.exp(dt * rate.real).expand(B, T, -1, -1)
+            write = (torch.exp(dt * rate) - 1) / rate * x[..., None]
+        else:
+            log_size, angle, re, im = m.transition(torch.float64)
+            size = log_size.exp().expand(B, T, -1)
+            write = torch.complex(re, im) * torch.complex(*m.input_proj(x).chunk(2, -1))
+        h = torch.zeros_like(write[:, 0])
+        for t in range(T):
+            h = size[:, t] * torch.exp(1j * angle) * h + write[:, t]
+        found = state.recurrent.reshape(B, *([-1] if h.ndim == 2 else [D, -1]))
+        found = torch.complex(*found.chunk(2, -1)) * torch.exp(1j * T * angle)
+    assert (found - h).abs().max() <= 1e-10 * h.abs().max()
