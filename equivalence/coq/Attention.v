@@ -1,6 +1,7 @@
 (* The parallel form, and a chunk: what every step reads, by the weights of all steps before it.
 
-   Models kernels/forms.py: `segment_sums`, `causal`, `weights`, `attend`, `prefix`, `suffix`, `read_entry`, `carry`.
+   Models kernels/forms.py: `segment_sums`, `causal`, `weights`, `attend`, `prefix`, `suffix`, `read_entry`,
+   `carry`.
    A slice is steps i .. i+n of a sequence of any length. *)
 
 From Mixerzoo Require Export Orders.
@@ -16,9 +17,10 @@ Let x t := write (steps t).
 Definition first_decay s := if key_decayed o then s else S s.
 Definition last_decay t := if query_decayed o then S t else t.
 
-Definition prefix i t := product a i (last_decay t - i).              (* `prefix(la, order.query_decayed)` *)
-Definition suffix s stop := product a (first_decay s) (stop - first_decay s).  (* `suffix(la, order.key_decayed)` *)
-Definition segment s t := product a (first_decay s) (last_decay t - first_decay s).  (* `segment_sums` *)
+(* `prefix(la, order.query_decayed)`, `suffix(la, order.key_decayed)` and `segment_sums`. *)
+Definition prefix i t := product a i (last_decay t - i).
+Definition suffix s stop := product a (first_decay s) (stop - first_decay s).
+Definition segment s t := product a (first_decay s) (last_decay t - first_decay s).
 Definition causal s t := if strict o then s <? t else s <=? t.
 
 (* The state after n steps from i, and what step t reads. *)
@@ -151,7 +153,7 @@ Proof.
     now replace (i + (t - i)) with t by lia.
 Qed.
 
-(* `attend`, a block of queries at a time, against the keys before its end j; and `chunk` where decay is scalar. *)
+(* `attend`, a block of queries at a time, against the keys before its end j. *)
 Definition attend_at S i j t : output Q :=
   read (ask (steps t)) (attention i (j - i) t) ⊕ read (ask (steps t)) (S ◁ prefix i t).
 
@@ -166,7 +168,8 @@ Fixpoint attend_rows (fuel : nat) S (rows i n : nat) : list (output Q) :=
   | 0 => []
   | Datatypes.S fuel =>
       if i <? n
-      then map (attend_at S 0 (min (i + rows) n)) (seq i (min (i + rows) n - i)) ++ attend_rows fuel S rows (i + rows) n
+      then map (attend_at S 0 (min (i + rows) n)) (seq i (min (i + rows) n - i))
+        ++ attend_rows fuel S rows (i + rows) n
       else []
   end.
 

@@ -2,7 +2,7 @@
 
    kernels/forms.py: a transition is (log a, log b), composed by adding, which acts by `decay_state`.
    kernels/delta.py: a transition is diag(a) + x y^T, and whatever such matrices compose to.
-   Matrices.v shows that both are instances. *)
+   Matrices.v and Maps.v show that both are instances. *)
 
 Require Export Arith Lia List.
 From Mixerzoo Require Export Sums.

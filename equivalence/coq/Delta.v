@@ -128,7 +128,7 @@ Definition read_order e : order := match erases e with Rule _ _ => DRA | General
 Definition erase_y e : key V := match erases e with Rule _ _ => at_key e | General _ y => y end.
 Definition erase_x e : key V := match erases e with Rule _ _ => at_key e | General x _ => x end.
 
-(* What the erasure writes, of what it reads; what is written in any case; and both, as steps that do not erase. *)
+(* What the erasure writes, of what it reads; what is written anyway; and both, as steps that do not erase. *)
 Definition found e (r : values V) : values V :=
   match erases e with Rule beta _ => beta (value e ⊕ minus r) | General _ _ => r end.
 Definition known e : state C :=
@@ -188,7 +188,7 @@ Proof.
   - set (next := after o S _).
     change (delta_state S i (1 + Datatypes.S n)) with
       (let S := delta_state S i (1 + n) in
-       after o S (plain (steps (i + (1 + n))) (found (steps (i + (1 + n))) (reads_before (steps (i + (1 + n))) S)))).
+       let e := steps (i + (1 + n)) in after o S (plain e (found e (reads_before e S)))).
     cbv zeta. rewrite IH. fold next. cbn [delta_state].
     now replace (i + (1 + n)) with (1 + i + n) by lia.
 Qed.
@@ -249,7 +249,8 @@ Proof.
     by (unfold read_order; now destruct (erases (steps t))).
   destruct order_kind as [late' strictly].
   (* The state that the orders o and read_order leave is one: neither decays its own write. *)
-  assert (one : forall m, state_after o (written_by w) S i m = state_after (read_order (steps t)) (written_by w) S i m).
+  assert (one : forall m,
+    state_after o (written_by w) S i m = state_after (read_order (steps t)) (written_by w) S i m).
   { induction m as [|m IH]; [reflexivity|]. cbn [state_after]. rewrite IH. unfold after, kept.
     now rewrite late, late'. }
   assert (reads : reads_before (steps t) (state_after o (written_by w) S i (t - i))
@@ -337,7 +338,8 @@ Proof.
   rewrite <- states. f_equal. unfold outputs. apply map_ext_in. intros t within. apply in_seq in within.
   unfold chunk_output.
   assert (each : forall s (Z : state C),
-    read (ask (s t)) (match how with ByWeights => attention o s i (j - i) t | ByTree idle => tree o s i (j - i) idle t end)
+    read (ask (s t))
+      (match how with ByWeights => attention o s i (j - i) t | ByTree idle => tree o s i (j - i) idle t end)
       ⊕ read (ask (s t)) (Z ◁ prefix o s i t)
     = read (ask (s t)) (reads_at o s Z i t)).
   { intros s Z. rewrite (attention_is_walk _ _ _ _ (j - i)), (of_plus _ (read_additive _ Q _)) by lia.

@@ -122,7 +122,8 @@ Qed.
 
 
 (* The delta rule, with other values. *)
-Definition scale_of (e : erasing Q V) : values V -> values V := match erases e with Rule beta _ => beta | General _ _ => fun v => v end.
+Definition scale_of (e : erasing Q V) : values V -> values V :=
+  match erases e with Rule beta _ => beta | General _ _ => fun v => v end.
 Hypothesis all_rule : forall t, exists beta linear, erases (steps t) = Rule beta linear.
 Variable d : nat -> values V.
 Definition moved t : erasing Q V :=
@@ -156,7 +157,8 @@ Proof.
     apply map_ext. intros t. unfold written_by, plain, known, erase_x, moved. cbn [erases fades at_key asks].
     now destruct (all_rule t) as (beta & linear & ->).
   - apply (system_is_right o moved which S i n). intros t within.
-    pose proof (change t within) as second. pose proof (solve_solves (system steps) (right_hand_side steps S i) i n t within) as first.
+    pose proof (change t within) as second.
+    pose proof (solve_solves (system steps) (right_hand_side steps S i) i n t within) as first.
     change (solve (system steps) (right_hand_side steps S i) i n) with w in first. unfold solves in *.
     assert (same : sum (fun s => system moved t s (w s ⊕ dw s)) i (t - i)
       = sum (fun s => system steps t s (w s)) i (t - i) ⊕ sum (fun s => system steps t s (dw s)) i (t - i)).

@@ -1,7 +1,7 @@
 (* The four forms are the definition: in each of the six orders, for every length, block and initial state.
 
-   Models kernels/forms.py: `tree`, `chunk`, `scan` and the drivers `recurrent_form`, `chunk_form`, `parallel_form`,
-   `scan_form`. *)
+   Models kernels/forms.py: `tree`, `chunk`, `scan` and the drivers `recurrent_form`, `chunk_form`, `scan_form`;
+   Attention.v has `parallel_form`. *)
 
 From Mixerzoo Require Export Attention Halves.
 From Mixerzoo Require Import Scan.

@@ -89,7 +89,7 @@ Fixpoint written o l G : numbers K :=
   | e :: l => pair (write e) (write_gradient o (gradient_before o l G) e) ⊕ written o l G
   end.
 
-(* One step: the state before it and its write, weighed by their gradients, are the state after it and its read. *)
+(* One step: what goes in, its state and its write, and what comes out, weighed by their gradients, are one. *)
 Lemma adjoint_step o S e G :
   pair S (back o G e) ⊕ pair (write e) (write_gradient o G e)
   = pair (seen o S e) (ask e) ⊕ pair (after o S e) G.
@@ -125,7 +125,7 @@ Proof.
     rewrite plus_assoc, <- adjoint_step. now rewrite <- plus_assoc.
 Qed.
 
-(* ---------------------------------------------------------------- gradients: the loss changes by <change, gradient> *)
+(* ---------------------------------------------------------------- the loss changes by <change, gradient> *)
 
 Theorem gradient_of_state o S l G d :
   loss o (S ⊕ d) l G = loss o S l G ⊕ pair d (gradient_before o l G).

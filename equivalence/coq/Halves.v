@@ -100,7 +100,7 @@ Proof.
 Qed.
 
 (* For position t, the pairs (s, u) of left and right halves with s < stop and u >= from: those that straddle t,
-   if stop and from are t or t + 1. In a right half, all s and the late u; in a left half, the early s and all u. *)
+   if stop and from are t or t + 1. In a right half, all s and late u; in a left half, early s and all u. *)
 Variables (f : nat -> nat -> X) (t stop from : nat).
 Hypothesis stop_here : t <= stop <= t + 1.
 Hypothesis from_here : t <= from <= t + 1.

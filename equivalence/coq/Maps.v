@@ -13,7 +13,8 @@ Arguments image {_} _ _.
 
 Definition maps (X : sums) : core.
 Proof.
-  refine (Core (list (additive_map X)) [] (@app _) X (fun S fs => fold_left (fun S f => image f S) fs S) _ _ _ _ _ _).
+  refine (Core (list (additive_map X)) [] (@app _) X
+    (fun S fs => fold_left (fun S f => image f S) fs S) _ _ _ _ _ _).
   - apply app_assoc.
   - reflexivity.
   - apply app_nil_r.
@@ -64,7 +65,8 @@ Proof.
   transitivity (snd (Loop.walk (delta_step o) next l)); [now destruct (Loop.walk (delta_step o) next l)|].
   rewrite IH. change (@recurrent (maps (state C)) S (as_event e :: map as_event l))
     with (@recurrent (maps (state C)) (erased e S ⊕ added e) (map as_event l)).
-  f_equal. unfold next, after, kept, plain, found, reads_before, known, erase_x, erase_y, erased, added, read_order.
+  f_equal.
+  unfold next, after, kept, plain, found, reads_before, known, erase_x, erase_y, erased, added, read_order.
   assert (late : key_decayed o = false) by now destruct which as [-> | ->].
   rewrite late. destruct (erases e) as [beta linear|x y]; cbn -[plus look outer].
   - rewrite zero_plus, (of_plus _ linear), (of_plus _ (outer_additive _ V _)), <- !plus_assoc. f_equal.

@@ -1,7 +1,8 @@
 (* States of K x V numbers of any commutative ring: what the other files assume is true of them, and what they
    call reads and weights are the matrix products of the code.
 
-   Models kernels/forms.py: `decay_state`, `read_state`, `decayed`, `carry`, `read_entry`, `tree` (its products). *)
+   Models kernels/forms.py: `decay_state`, `read_state`, `decayed`, `carry`, `read_entry`; the products of
+   `tree`. *)
 
 Require Export Ring.
 From Mixerzoo Require Export Gradients Delta.
@@ -147,7 +148,8 @@ Ltac entrywise :=
   unfold decay_state, times, ones; cbn [fst snd];
   repeat first
     [ rewrite cell_cells by assumption | rewrite cell_plus by assumption | rewrite cell_zero by assumption
-    | rewrite at_row by assumption | rewrite at_plus_values by assumption | rewrite at_zero_values by assumption ].
+    | rewrite at_row by assumption
+    | rewrite at_plus_values by assumption | rewrite at_zero_values by assumption ].
 
 Definition diagonal : core.
 Proof.
@@ -162,7 +164,8 @@ Proof.
 Defined.
 
 (* `read_state`: q^T S; and k v^T. *)
-Definition read_state (q : vec F K) (S : matrix) : values_sums := row V (fun j => dot (fun i => at_ q i * cell S i j) K).
+Definition read_state (q : vec F K) (S : matrix) : values_sums :=
+  row V (fun j => dot (fun i => at_ q i * cell S i j) K).
 Definition outer (k : vec F K) (v : values_sums) : matrix := cells (fun i j => at_ k i * at_ v j).
 
 Lemma read_state_additive q : additive (X := matrix) (read_state q).
@@ -197,7 +200,8 @@ Theorem outer_through k v a b : decay_state (outer k v) (a, b) = outer (times k 
 Proof. unfold outer. entrywise. ring. Qed.
 
 (* A read of an earlier write: the score of query and key, times the value. *)
-Theorem read_outer q k v : read_state q (outer k v) = row V (fun j => dot (fun i => at_ q i * at_ k i) K * at_ v j).
+Theorem read_outer q k v :
+  read_state q (outer k v) = row V (fun j => dot (fun i => at_ q i * at_ k i) K * at_ v j).
 Proof.
   unfold read_state, outer. entrywise. rewrite dot_times. apply dot_ext. intros i below.
   rewrite cell_cells by easy. ring.
@@ -258,7 +262,8 @@ Qed.
 
 (* <S, G>, and for the decays rowsum(S ∘ G) and colsum(S ∘ G): three pairings, for which all of Gradients.v and
    Straddle.v holds. *)
-Definition rows (S G : matrix) : vec_sums number_sums K := row K (fun i => dot (fun j => cell S i j * cell G i j) V).
+Definition rows (S G : matrix) : vec_sums number_sums K :=
+  row K (fun i => dot (fun j => cell S i j * cell G i j) V).
 Definition columns (S G : matrix) : values_sums := row V (fun j => dot (fun i => cell S i j * cell G i j) K).
 
 Ltac sum_by_sum :=
@@ -316,7 +321,8 @@ Defined.
 Theorem rows_of_outer k v (G : matrix) :
   rows (outer k v) G = times k (row K (fun i => dot (fun j => cell G i j * at_ v j) V)).
 Proof.
-  unfold rows, outer. entrywise. rewrite times_dot. apply dot_ext. intros h below. rewrite cell_cells by easy. ring.
+  unfold rows, outer. entrywise. rewrite times_dot. apply dot_ext. intros h below.
+  rewrite cell_cells by easy. ring.
 Qed.
 
 (* ---------------------------------------------------------------- the delta rule is an erasure *)
@@ -333,7 +339,8 @@ Theorem rule_is_general o a k v beta q (S : matrix) :
        (a, ones V) k v (Rule (V := by_keys) (scaled beta) (scaled_additive beta)) q)
   = delta_step (C := diagonal) (Q := by_queries) (V := by_keys) o S
     (Erasing (C := diagonal) (Q := by_queries) (V := by_keys)
-       (a, ones V) k (scaled beta v) (General (V := by_keys) (row K (fun i => opp (beta * at_ k i))) (times k a)) q).
+       (a, ones V) k (scaled beta v)
+       (General (V := by_keys) (row K (fun i => opp (beta * at_ k i))) (times k a)) q).
 Proof.
   intros which.
   assert (same : decay_state S (a, ones V)

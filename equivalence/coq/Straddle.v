@@ -1,6 +1,6 @@
 (* The gradient of a decay as a sum over the pairs that it weighs: nothing is subtracted.
 
-   Models kernels/gradients.py: `_through_state`, `_inside_scalar` and `_inside_tree`, for slices of every length. *)
+   Models kernels/gradients.py: `_through_state`, `_inside_scalar`, `_inside_tree`; for slices of every length. *)
 
 From Mixerzoo Require Export Gradients.
 
@@ -83,7 +83,8 @@ Proof.
             then gradient_before o (slice steps (t + 1) m) G ⊕ g t
             else gradient_before o (slice steps (t + 1) m) G)
     = pair (Z ◁ product decays (t + 1) m) G
-      ⊕ sum (fun u => pair (Z ◁ product decays (t + 1) (last_decay o u - (t + 1))) (g u)) (from t) (i + n - from t)).
+      ⊕ sum (fun u => pair (Z ◁ product decays (t + 1) (last_decay o u - (t + 1))) (g u))
+          (from t) (i + n - from t)).
   { intros Z. unfold from, last_decay. destruct (query_decayed o) eqn:qd.
     - rewrite pair_plus, read_of_gradient. replace (i + n - t) with (Datatypes.S m) by lia. cbn [sum].
       replace (Datatypes.S t - (t + 1)) with 0 by lia. cbn [product]. rewrite through_one.
@@ -125,7 +126,8 @@ Theorem write_is_pairs G i n s :
 Proof.
   intros within. set (m := i + n - (s + 1)). set (G' := gradient_before o _ G).
   assert (parts : pair (x s) (write_gradient o G' (steps s))
-    = pair (x s ◁ suffix o steps s (s + 1)) G' ⊕ (if strict o then zero else pair (x s ◁ segment o steps s s) (g s))).
+    = pair (x s ◁ suffix o steps s (s + 1)) G'
+      ⊕ (if strict o then zero else pair (x s ◁ segment o steps s s) (g s))).
   { rewrite Nat.add_1_r, suffix_own. unfold write_gradient, seen, kept.
     replace (if strict o then zero else pair (x s ◁ segment o steps s s) (g s))
       with (pair (if strict o then zero else x s ◁ segment o steps s s) (g s))
