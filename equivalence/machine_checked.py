@@ -235,8 +235,8 @@ def table(source: Path = SOURCE) -> str:
 
 
 def _code(models: str) -> str:
-    """The models of a lemma, names of files in type."""
-    return re.sub(r"kernels/\w+\.py", lambda m: f"`{m[0]}`", models)
+    """The models of a lemma, what is in a file of the code in type."""
+    return "; ".join(f"`{m}`" if m.startswith("kernels/") else m for m in models.split("; "))
 
 
 def main(arguments: list[str] | None = None) -> int:

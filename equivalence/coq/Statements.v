@@ -188,8 +188,8 @@ Check (@gradient_of_write : forall (C : core) (K : dual C) (o : order) (S : stat
   loss o S (early ++ with_write e (write e ⊕ d) :: later) G
   = loss o S (early ++ e :: later) G ⊕ pair d (write_gradient o (gradient_before o later G) e)).
 
-(** gradients/recurrent, gradients/scan
-    The gradient of a read is the state that it reads.
+(** gradients/recurrent, gradients/scan, gradients/chunk, gradients/chunk-body
+    The gradient of a read is the state that it reads (which is the attention of a slice: see forms).
     Models kernels/gradients.py: walk_gradient, scan_gradient. *)
 Check (@gradient_of_read : forall (C : core) (K : dual C) (o : order) (S : state C)
   (early : list (step (cotangents K))) (e : step (cotangents K)) (later : list (step (cotangents K)))
@@ -247,6 +247,16 @@ Check (@cumulative_sums : forall (C : core) (K : dual C) (o : order) (S : state 
     ⊕ ((if key_decayed o then zero else pair (write e) (write_gradient o G' e)) ⊕ written o later G)
   = ((if query_decayed o then pair (seen o S e) (ask e : state (costates K)) else zero) ⊕ total_of outs)
     ⊕ pair end_ G).
+
+(** gradients/chunk, gradients/chunk-body
+    The gradient of the state before a slice is that of the state after it, through all decays, and each read
+    through the decays before it.
+    Models kernels/gradients.py: _through_state. *)
+Check (@read_of_gradient : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
+  (n i : nat) (Z : state C) (G : state (costates K)),
+  pair Z (gradient_before o (slice steps i n) G)
+  = pair (Z ◁ product (fun r => decay (steps r)) i n) G
+    ⊕ sum (fun u => pair (Z ◁ prefix o steps i u) (ask (steps u))) i n).
 
 (** gradients/chunk, gradients/chunk-body
     What a write gives to the loss is its pairs with the reads after it, and what of it leaves the slice.

@@ -14,8 +14,8 @@ OVER = "every length; any transitions that compose and act on states that can be
 # Where the lemmas say less than the theorem that cites them, what they say it of.
 PARTS = {
     "gradients/closure": "dk, dv and dS_0",
-    "gradients/chunk": "what decays, keys and values give to the loss in a slice",
-    "gradients/chunk-body": "what decays, keys and values give to the loss in a slice",
+    "gradients/chunk": "k vᵀ and q dOᵀ as wholes, the decays, and the initial state",
+    "gradients/chunk-body": "k vᵀ and q dOᵀ as wholes, the decays, and the initial state",
     "gradients/scan": "k vᵀ and q dOᵀ as wholes, the decays, and the initial state",
     "delta/recurrent": "the loop, and the states",
     "delta/gradient-chunk": "the gradient of the values, with beta",
