@@ -7,7 +7,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mixerzoo.mixers import GLA, REGISTRY, Bidirectional, Mamba, MixerState, RetNet, SoftmaxAttention, build
+from mixerzoo.mixers import (
+    GLA,
+    REGISTRY,
+    Bidirectional,
+    Mamba,
+    MixerState,
+    RetNet,
+    SoftmaxAttention,
+    bidirectional,
+    build,
+)
 from mixerzoo.mixers.gated_delta_net import GatedDeltaNet
 from mixerzoo.mixers.linear_attention import LinearAttention
 
@@ -47,6 +57,38 @@ def test_forms(make, name: str, form: str) -> None:
     both = make(name)
     x = torch.randn(2, 9, D, dtype=torch.float64)
     close(both(x, form=form)[0], both(x, form="recurrent")[0])
+
+
+def test_the_form_reaches_the_core_in_both_directions(make, name: str, monkeypatch) -> None:
+    asked = []
+    real = bidirectional.recurrence
+
+    def recurrence(*args, **options):
+        asked.append((options["form"], options.get("reverse", False)))
+        return real(*args, **options)
+
+    monkeypatch.setattr(bidirectional, "recurrence", recurrence)
+    make(name)(torch.randn(1, 3, D, dtype=torch.float64), form="scan")
+    assert asked == [("scan", False), ("scan", True)]
+
+
+class OneQuery(GLA):
+    """All heads share the first one's queries."""
+
+    def operands(self, x, state, tokens):
+        core = super().operands(x, state, tokens)
+        return core._replace(q=core.q[:, :, :1])
+
+
+def test_shared_heads() -> None:
+    torch.manual_seed(0)
+    shared, repeated = OneQuery(8, num_heads=2).double(), GLA(8, num_heads=2).double()
+    repeated.load_state_dict(shared.state_dict())
+    with torch.no_grad():
+        first, second = repeated.q_proj.weight.chunk(2)
+        second.copy_(first)
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    close(Bidirectional(shared)(x)[0], Bidirectional(repeated)(x)[0])
 
 
 @pytest.mark.parametrize("side", ["left", "right", "inside", "all"])
