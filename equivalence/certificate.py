@@ -201,6 +201,8 @@ MISSING = "missing"
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict) and "passed" in value:  # evidence, where the other side has none
+        return "gathered"
     words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return words if len(words) <= 72 else f"{words[:69]}…"
 
@@ -252,5 +254,8 @@ def _by_name(record: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for theorem in record["theorems"]:
         evidence = {e.get("kind", MISSING): e for e in theorem["evidence"]}
+        for kind, e in evidence.items():
+            if e.get("passed", MISSING) is None:
+                evidence[kind] = f"absent, {e.get('absent')}"
         found[theorem["name"]] = {**theorem, "evidence": evidence}
     return found

@@ -117,6 +117,9 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
     cases = sum(o.cases for o in outcomes)
     held = len(outcomes) - failed
     verdict = f"[red]{failed} fail[/], {held} hold" if failed else "[green]all hold[/]"
+    absent = sum(e.passed is None for o in outcomes for e in o.evidence)
+    if absent:
+        verdict += f", but for evidence that could not be gathered here ([yellow]{absent}[/])"
     count = "1 theorem" if len(outcomes) == 1 else f"{len(outcomes)} theorems"
     return f"{count}, {cases:,} cases, {seconds:.1f} s: {verdict}"
 

@@ -290,9 +290,11 @@ def test_what_was_absent_is_told(monkeypatch, tmp_path, capsys):
     without = replace(theorem, evidence={"coq": absent, "text": holds})
     monkeypatch.setattr(prove, "catalogue", lambda: {theorem.name: without})
     assert command() == 0, "absent evidence is no failure"
-    assert "not here: no coqc" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not here: no coqc" in printed
+    assert "all hold, but for evidence that could not be gathered here (1)" in printed
     assert command("--replay", path) == 1
-    assert "a/theorem · evidence · coq · passed: true, here null" in capsys.readouterr().out
+    assert "a/theorem · evidence · coq: gathered, here absent, no coqc" in capsys.readouterr().out
     alone = replace(theorem, evidence={"coq": absent})
     monkeypatch.setattr(prove, "catalogue", lambda: {theorem.name: alone})
     assert command() == 1, "nor a pass"

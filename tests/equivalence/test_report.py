@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mixerzoo.equivalence import cli, report
+from mixerzoo.equivalence import certificate, cli, report
 from mixerzoo.equivalence.figures import FIGURES
 from mixerzoo.equivalence.figures.plan import Inputs
 from mixerzoo.equivalence.theorem import EvidenceOutcome, Outcome
@@ -88,6 +88,10 @@ def test_the_page_is_whole_and_self_contained(run, inputs: Inputs, tmp_path: Pat
     for value in ("torch", "triton", "platform", "--seed 3"):
         assert value in page
     assert f"All {1 + len(MIXERS)} theorems hold" in page
+    proofs = (tmp_path / "report" / "proofs.html").read_text(encoding="utf-8")
+    assert f"All {1 + len(MIXERS)} theorems hold" in proofs and HELD.name in proofs
+    record = certificate.read(tmp_path / "report" / "proofs.json")
+    assert record["run"]["seed"] == 3 and len(record["theorems"]) == 1 + len(MIXERS)
 
 
 def test_a_failed_proof_is_prominent_and_fails_the_command(run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +129,7 @@ def test_errors_say_what_is_accepted(capsys: pytest.CaptureFixture[str], tmp_pat
         ("out/figures", "a folder, or the name of a new one"),
         ("out/index.html", "a file in a folder that exists"),
         ("out/proofs.json", "a file in a folder that exists"),
+        ("out/proofs.html", "a file in a folder that exists"),
     ],
 )
 def test_an_output_in_the_way_is_refused_before_any_work(
