@@ -14,7 +14,7 @@ RUN = ("exact", "bitwise", "bound", "property", "text")
 
 
 def failures(*names, by=None):
-    """What the theorems of these names say is wrong, on all evidence that runs code or on that of one kind."""
+    """What the theorems of these names say is wrong: on all evidence that runs code, or on one kind."""
     return {o.name: o.failure for o in prove(list(names), kinds=[by] if by else RUN) if not o.passed}
 
 
