@@ -79,6 +79,16 @@ NUMBERS = [
     ("mlstm", "normaliser_eps"),
     ("mamba", "norm_eps"),
 ]
+ABOVE = (
+    "rotary_base",
+    "gate_divisor",
+    "dt_min",
+    "dt_max",
+    "r_max",
+    "max_phase",
+    "rope_fraction",
+    "gate_soft_cap",
+)
 FLAGS = [
     *((name, "bias") for name in ("linear-attention", "transnormer", "transnormer-llm", "hgrn", "softmax")),
     *((name, "use_conv_bias") for name in DELTA),
@@ -123,9 +133,12 @@ def test_numbers(name: str, option: str) -> None:
     for value in (-0.5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"^{option} is {value}; accepted: (from|above) 0"):
             made(name, option, value)
-    if option in ("rotary_base", "gate_divisor", "dt_min", "dt_max"):
+    if option in ABOVE or (name, option) == ("cosformer", "eps"):
         with pytest.raises(ValueError, match=f"^{option} is 0; accepted: above 0"):
             made(name, option, 0)
+    else:
+        made(name, option, 0)
+    made(name, option, 0.05 if option == "dt_min" else 0.5)
 
 
 @pytest.mark.parametrize("name, option", FLAGS)
@@ -150,6 +163,12 @@ def test_limits_of_step_sizes() -> None:
         with pytest.raises(ValueError, match=f"^time_step_limit is .*; {accepted}"):
             build("mamba2", 8, time_step_limit=limits)
     build("mamba2", 8, time_step_limit=[0.1, float("inf")])
+
+
+def test_bounds_of_forget_gates() -> None:
+    for name in ("hgrn", "hgrn2"):
+        with pytest.raises(ValueError, match=r"^lower_bound is 1; accepted: from 0 to below 1"):
+            build(name, 8, lower_bound=1)
 
 
 def test_forget_gate() -> None:
