@@ -118,7 +118,7 @@ def cases(quick: bool) -> Iterator[tuple[str, int, Case, Arithmetic]]:
 
 
 def _run(kind: str, p: Problem, x: Operands, a: Arithmetic) -> tuple[Run, list[Any]]:
-    return by_blocks(kind, p, _as(x, lambda y: torch.from_numpy(y).to(a.dtype)))
+    return by_blocks(kind, p, _as(x, lambda y: torch.from_numpy(y).to(a.dtype, copy=True)))
 
 
 @THEOREMS(

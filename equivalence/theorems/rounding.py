@@ -181,7 +181,7 @@ def derivative(p: Problem, x: Operands, do: Any, dS: Any) -> Results:
 def by_torch(form: str, p: Problem, x: Operands, dtype: torch.dtype, dresults: Any = None) -> Results:
     """The public operator on tensors: its results or, given their gradients, those of the operands."""
     leaves = {
-        n: torch.from_numpy(y).to(dtype).requires_grad_()
+        n: torch.from_numpy(y).to(dtype, copy=True).requires_grad_()
         for n, y in x._asdict().items()
         if isinstance(y, np.ndarray)
     }
@@ -206,7 +206,7 @@ def by_torch(form: str, p: Problem, x: Operands, dtype: torch.dtype, dresults: A
     )
     if dresults is None:
         return {"outputs": o.detach(), "state": S.detach()}
-    given = [torch.from_numpy(y).to(dtype) for y in dresults]
+    given = [torch.from_numpy(y).to(dtype, copy=True) for y in dresults]
     return dict(zip(leaves, torch.autograd.grad([o, S], list(leaves.values()), given), strict=True))
 
 
