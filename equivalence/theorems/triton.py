@@ -18,6 +18,8 @@ from ..theorem import Absent, Budget, Check, Collection, Side, Tally
 THEOREMS = Collection(
     {
         "exact": "Triton's kernels cannot take field elements",
+        "bound": "Triton's kernels cannot take numbers that carry bounds",
+        "coq": "the model is of the torch code",
         "text": "of the core alone; mixers/*/streaming run it on text",
     }
 )
