@@ -352,6 +352,8 @@ def test_the_source_digest_sees_every_change(tmp_path, monkeypatch):
         (torch.tensor([0.0]), torch.tensor([-0.0])),
         (torch.tensor([1.0]), torch.tensor([[1.0]])),
         (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64)),
+        (torch.zeros(1), torch.zeros(1, dtype=torch.int32)),
+        (np.zeros(1), np.zeros(1, np.int64)),
         (torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1.0 + 2**-7], dtype=torch.bfloat16)),
         (Field(np.array([1], np.uint64)), Field(np.array([2], np.uint64))),
         (np.array([1.0]), np.array([2.0])),

@@ -93,6 +93,30 @@ def test_evidence_for_no_theorem_is_refused(monkeypatch):
         catalogue()
 
 
+@pytest.mark.parametrize("changed", range(8))
+def test_all_that_is_compared_is_in_the_digest(changed):
+    def digest(numbers):
+        tally = Tally((Side("left", lambda x: x), Side("right", lambda x: x)))
+        tally.left(numbers[0])
+        tally.right(numbers[1])
+        tally.record(numbers[2])
+        tally.exact(numbers[3])
+        tally.error(float(numbers[4]))
+        tally.ratio(numbers[5] / 10)
+        tally.lemma(str(numbers[6]))
+        tally.left(numbers[7])
+        return tally.digest.hex()
+
+    numbers = list(range(8))
+    assert digest(numbers) == digest(list(numbers))
+    assert digest(numbers) != digest([n + (i == changed) for i, n in enumerate(numbers)])
+
+
+def test_a_theorem_without_sides_has_none_to_run():
+    with pytest.raises(ValueError, match="the theorem has no sides: give left= and right="):
+        Tally().left(1)
+
+
 def test_a_ratio_above_one_is_a_counterexample():
     tally = Tally()
     tally.ratio(0.25)
