@@ -148,7 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="theorems by name, prefix or pattern (all); of a single one, everything is shown",
     )
-    parser.add_argument("--quick", action="store_true", help="a sample of the cases, in about a minute")
+    parser.add_argument("--quick", action="store_true", help="a sample of the cases, in a minute or two")
     parser.add_argument(
         "--evidence",
         action="append",
@@ -251,9 +251,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(summary(outcomes, seconds))
     else:
         show_outcomes(console, outcomes, seconds, fold=not args.names)
-    record = certificate(outcomes, settings)
-    if args.json is not None:
-        args.json.write_text(as_json(record), encoding="utf-8")
-    if args.html is not None:
-        args.html.write_text(certificate_page(record), encoding="utf-8")
+    for path, written in ((args.json, as_json), (args.html, certificate_page)):
+        if path is not None:
+            path.write_text(written(certificate(outcomes, settings)), encoding="utf-8")
     return 0 if all(o.passed for o in outcomes) else 1

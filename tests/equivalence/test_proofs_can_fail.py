@@ -147,6 +147,13 @@ def test_rows_of_a_batch_share_their_state(monkeypatch):
     caught("forms/chunk", "forms/scan", "mixers/gla/batching", "mixers/gla/padding", by="property")
 
 
+def test_attention_sees_what_comes_later(monkeypatch):
+    real = forms.causal
+    monkeypatch.setattr(forms, "causal", lambda i, n, order, like: real(i, n, order, like) | True)
+    caught("mixers/gla/causality", "mixers/mamba2/causality", by="property")
+    caught("forms/parallel", "forms/parallel-body", by="exact")
+
+
 def test_decode_clamps_its_decays(monkeypatch):
     real = operator.step
 
