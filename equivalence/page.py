@@ -13,7 +13,7 @@ from html import escape
 from ..mixers import registry
 from .certificate_page import READ
 from .markup import definitions, document, table, words
-from .proof_table import by_kind, error_of, found, together
+from .proof_table import by_kind, error_of
 from .style import INK, Drawn, colour, style
 from .theorem import Outcome
 from .theorems_page import GROUPS
@@ -235,11 +235,11 @@ def _theorems(outcomes: Sequence[Outcome]) -> str:
             f'{words(o.statement)}<br><span class="soft">over {words(o.over)}</span>',
             "<br>".join(escape(e.kind) for e in o.evidence),
             "<br>".join(f"{e.cases:,}" for e in o.evidence),
-            "<br>".join(escape(found(e)) for e in o.evidence),
+            "<br>".join(escape(error_of(e)) for e in o.evidence),
         )
         for o in outcomes
     ]
-    return table(("theorem", "statement", "evidence", "cases", "found"), rows, (3,))
+    return table(("theorem", "statement", "evidence", "cases", "error"), rows, (3, 4))
 
 
 def _matrix(outcomes: Sequence[Outcome]) -> str:
@@ -252,7 +252,7 @@ def _matrix(outcomes: Sequence[Outcome]) -> str:
         row = [_named(mixer) if mixer in registry.REGISTRY else escape(mixer)]
         for prop in properties:
             o = found.get((mixer, prop))
-            cell = "" if o is None else f"{_mark(o)} {escape(error_of(together(o.evidence)))}"
+            cell = "" if o is None else f"{_mark(o)} {escape(' · '.join(map(error_of, o.evidence)))}"
             row.append(
                 "" if o is None else f'<span title="{escape(o.name)}: {o.cases:,} cases">{cell}</span>'
             )

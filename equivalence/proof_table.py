@@ -37,12 +37,16 @@ def found(e: EvidenceOutcome) -> str:
 
 def error_of(e: EvidenceOutcome) -> str:
     """`found`, as short as it can be said."""
+    if e.passed is None:
+        return "not here"
     if not e.passed:
         return ""
     if e.kind == "exact":
         return f"p ≤ {e.bound:.0e}" if e.bound else "p = 0"
     if e.kind == "bound":
         return f"{e.ratio:.2g} of bound"
+    if e.kind == "coq":
+        return f"{len(e.lemmas)} lemma{'s' * (len(e.lemmas) > 1)}"
     if e.worst is not None:
         return f"{e.worst:.0e}" if e.worst else "0"
     return "none"
