@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixerzoo.kernels import recurrence, step
+from mixerzoo.kernels import OuterDecay, recurrence, step
 from mixerzoo.mixers import HGRN, REGISTRY, LowerBounds, MixerState, RecurrentMixer, base, build
 from mixerzoo.mixers.base import Tokens
 
@@ -316,6 +316,22 @@ def test_dtypes(make, name: str) -> None:
             assert state.recurrent.dtype == torch.float32
         for got in (y, ys):
             assert (got - reference).abs().max() <= 16 * torch.finfo(dtype).eps * reference.abs().max()
+
+
+def test_decays_are_never_low(name: str) -> None:
+    """Nor is β: a product of many factors keeps the digits of none that has three."""
+    mixer = build(name, 16).bfloat16()
+    if not isinstance(mixer, RecurrentMixer):
+        pytest.skip("no core")
+    x = torch.randn(2, 3, 16, dtype=torch.bfloat16)
+    tokens = Tokens(torch.arange(3).expand(2, 3), None)
+    core = mixer.operands(x, mixer.initial_state(2, dtype=x.dtype), tokens)
+    la = core.log_decay
+    decays = [*(la if isinstance(la, OuterDecay) else (la,)), core.log_decay_v]
+    if core.erase is None:  # whose factors are operands like any other
+        decays.append(core.beta)
+    assert all(d is None or d.dtype == torch.float32 for d in decays)
+    assert core.v.dtype == core.q.dtype == torch.bfloat16
 
 
 def test_autocast(name: str) -> None:
