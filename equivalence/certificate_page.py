@@ -201,7 +201,8 @@ def _environment(record: Mapping[str, Any]) -> str:
     rows |= {name: escape(version) for name, version in made["versions"].items()}
     rows |= {name: escape(value) for name, value in made["machine"].items()}
     rows["source code"] = f'<span class="digest">SHA-256 {escape(made["source"])}</span>'
-    rows["text"] = f'<span class="digest">SHA-256 {escape(run["text"]["sha256"])}</span>'
+    if run["text"]["sha256"] is not None:
+        rows["text"] = f'<span class="digest">SHA-256 {escape(run["text"]["sha256"])}</span>'
     rows["seal"] = f'<span class="digest">SHA-256 {escape(record["seal"])}, over all that is compared</span>'
     return (
         definitions(rows)

@@ -148,6 +148,8 @@ def test_kinds_of_evidence_are_replayed(tmp_path, capsys):
     assert command("forms/split", "--quick", "--evidence", "exact", "--json", path) == 0
     recorded = json.loads(path.read_text(encoding="utf-8"))
     assert [e["kind"] for e in recorded["theorems"][0]["evidence"]] == ["exact"]
+    assert recorded["run"]["text"] == {"file": None, "sha256": None}, "none was read"
+    assert "<dt>text</dt>" not in certificate_page(recorded)
     assert command("--replay", path) == 0
     assert "1 theorem: the same results" in capsys.readouterr().out
 
