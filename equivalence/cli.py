@@ -1,4 +1,4 @@
-"""The command line: `mixerzoo prove | audit | stream | plot | report | list | aot | cost`."""
+"""The command line: `mixerzoo prove | audit | stream | bench | plot | report | list | aot | cost`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ COMMANDS = {
     "stream": (
         ".stream.command",
         "read millions of tokens in constant memory, interrupt and resume, and plot what it costs",
+    ),
+    "bench": (
+        ".bench.command",
+        "the torch backend on this CPU: ratios to yardsticks, and the bars they are to meet",
     ),
     "plot": (".plot", "attention maps, errors, times and learning curves, as pictures"),
     "report": (".report", "proofs and plots on one self-contained page"),
