@@ -325,8 +325,10 @@ def of_kernel(
     output = _time(adapter.output.shape)
     if output is None or any(axis is None for axis in axes.values()):
         return None
-    if step is not None and (_handed(step[1].state) != _handed(adapter.state) and adapter.state):
-        return None
+    if step is not None and adapter.state and _handed(step[1].state) != _handed(adapter.state):
+        if 1 in case.pieces:
+            return None
+        step = None
     line, name = importing(called)
     seen = {n: drawn(a, sizes) for n, a in adapter.arguments.items()}
     weights = "".join(f", {n}={seen[n]}" for n in adapter.arguments if n not in of_time)
@@ -357,5 +359,6 @@ def of_kernel(
         adapter.cu_seqlens,
         step is not None,
         "1e-4" if dtype == "torch.float64" else "1e-2",
+        one_way=None if step is None else _way(step[1].output.at),
         device="" if adapter.device == "cpu" else f", device={adapter.device!r}",
     )

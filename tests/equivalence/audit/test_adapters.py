@@ -44,6 +44,44 @@ def test_mixers(name):
     assert outside == (set() if REGISTRY[name].causal else {"decode", "chunked_prefill", "state_gradients"})
 
 
+# The parameter that sets decays, with a value at which nothing is forgotten and one at which everything is.
+ENDS = {
+    "mamba": ("A_log", -40.0, 12.0),
+    "mamba2": ("A_log", -40.0, 12.0),
+    "gated-deltanet": ("A_log", -40.0, 12.0),
+    "kda": ("A_log", -40.0, 12.0),
+    "comba": ("A_log", -40.0, 12.0),
+    "s4d": ("log_A_real", -40.0, 12.0),
+    "lru": ("nu_log", -40.0, 10.0),
+    "longhorn": ("dt_head.bias", -1e4, 1e4),
+    "rwkv4": ("time_decay", -40.0, 10.0),
+    "rwkv6": ("time_decay", -40.0, 10.0),
+    "rwkv7": ("w_lora.2.bias", -1e4, 1e4),
+    "rg-lru": ("rg_lru.recurrent_param", -40.0, 1e4),
+    "mlstm": ("fgate_preact.bias", 1e4, -1e4),
+    "simple-gla": ("gk_proj.bias", 1e4, -1e4),
+    "gla": ("gk_proj.1.bias", 1e4, -1e4),
+    "hgrn": ("forget_gate.bias", 1e4, -1e4),
+    "mingru": ("gate_proj.bias", 1e4, -1e4),
+    "gateloop": ("size_proj.bias", 1e4, -1e4),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_mixers_at_the_ends(name):
+    """Within a few roundings of float32, and gradients are finite."""
+    parameter, never, always = ENDS[name]
+    adapter = ModuleAdapter(
+        {"d_model": 8},
+        state="state",
+        step="step",
+        extremes={"nothing forgotten": {parameter: never}, "everything forgotten": {parameter: always}},
+    )
+    found = examine(module_target(name, REGISTRY[name].factory, adapter), "decay_extremes")
+    assert found.verdict == AGREE, found
+    assert found.example == "2 cases"
+
+
 # ---------------------------------------------------------------- what is guessed
 
 
