@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/hybrid.md", "docs/transformers.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/hybrid.md", "docs/transformers.md", "docs/proofs.md"])
 def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     if page == "docs/transformers.md":
         pytest.importorskip("transformers")
