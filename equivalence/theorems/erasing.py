@@ -19,6 +19,7 @@ THEOREMS = Collection(
     {
         "exact": "delta/gradient-chunk, -/gradient-recurrent and -/gradient-body have it",
         "bitwise": "lattice/delta has it",
+        "bound": "delta/gradient-chunk and -/gradient-recurrent have it",
         "text": "of the core alone; mixers/*/streaming run it on text",
     }
 )

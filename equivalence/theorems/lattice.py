@@ -28,6 +28,9 @@ from .examples import FORMS, Arguments, loop
 THEOREMS = Collection(
     {
         "exact": "forms/* and gradients/* have the identities",
+        "bound": "nothing rounds",
+        "property": "operator/* have it",
+        "coq": "of tensors, which the model does not know; forms/* and gradients/* have the core of it",
         "text": "of the core alone; mixers/*/streaming run it on text",
     }
 )

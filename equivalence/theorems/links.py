@@ -16,7 +16,12 @@ from ..theorem import Budget, Collection, Counterexample, Side, Tally
 from .examples import Expected, agree
 from .problems import HEADS, Case, Operands, Problem, Run, definition, identity, run_form
 
-THEOREMS = Collection({"text": "between cores; mixers/*/streaming run each mixer on text"})
+THEOREMS = Collection(
+    {
+        "bound": "both sides are the core, whose rounding forms/* bound",
+        "text": "between cores; mixers/*/streaming run each mixer on text",
+    }
+)
 
 OVER = "both directions, shared heads, lengths to 9; each form"
 

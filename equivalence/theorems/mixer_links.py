@@ -17,6 +17,8 @@ THEOREMS = Collection(
     {
         "exact": "the gates of both are no polynomials; links/* of the core have it",
         "bitwise": "norms and gates round",
+        "bound": "bounds are carried through the core alone: forms/*",
+        "coq": "the model has the core alone",
         "text": "mixers/*/streaming run each on text",
     }
 )

@@ -624,6 +624,7 @@ STATELESS: dict[str, Property] = {
 REASONS = {
     "exact": "no polynomial map: norms, gates, feature maps; forms/* and gradients/* have the core of it",
     "bitwise": "norms, gates and feature maps round",
+    "bound": "bounds are carried through the core alone: forms/* and gradients/*",
     "coq": "the model has the core alone: see forms/*",
 }
 

@@ -35,7 +35,14 @@ from .examples import (
     run_examples,
 )
 
-THEOREMS = Collection({"text": "of the core alone; mixers/*/streaming run it on text"})
+THEOREMS = Collection(
+    {
+        "bitwise": "lattice/operator has it",
+        "bound": "forms/* and gradients/* have it",
+        "text": "of the core alone; mixers/*/streaming run it on text",
+        "coq": "of tensors, which the model does not know; forms/* and gradients/* have the core of it",
+    }
+)
 
 OVER = (
     "random shapes (T from 0 to 20), heads shared or not, decays none, constant, scalar, vector, dt·A, over "
