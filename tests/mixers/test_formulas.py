@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixerzoo.mixers import HGRN, LowerBounds
+from mixerzoo.mixers import HGRN, S4D, LowerBounds
+from mixerzoo.mixers.base import Tokens
 from mixerzoo.mixers.hgrn import log_forget
-from mixerzoo.mixers.parts import RMSNorm, angles, slopes
+from mixerzoo.mixers.mamba import GroupedLinear
+from mixerzoo.mixers.parts import RMSNorm, ShortConvolution, angles, slopes
 
 B, T, D = 2, 9, 8
 
@@ -304,3 +306,45 @@ def test_states_are_the_papers_turned(make, name: str) -> None:
         found = state.recurrent.reshape(B, *([-1] if h.ndim == 2 else [D, -1]))
         found = torch.complex(*found.chunk(2, -1)) * torch.exp(1j * T * angle)
     assert (found - h).abs().max() <= 1e-10 * h.abs().max()
+
+
+def test_grouped_maps() -> None:
+    """Each group of channels its own matrix, and its part of the bias."""
+    layer = GroupedLinear(2, 3, 4).double()
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    for g in (0, 1):
+        rows = slice(4 * g, 4 * g + 4)
+        want = x[:, g] @ layer.weight[rows].mT + layer.bias[rows]
+        assert (layer(x)[:, g] - want).abs().max() < 1e-12
+
+
+def test_root_of_one_minus_a_square() -> None:
+    """From a next to 1, where the difference has lost its digits, to 0."""
+    from mixerzoo.mixers.rg_lru import root_one_minus_square
+
+    rate = torch.tensor([1e-12, 1e-7, 2e-6, 4.9e-6, 5.1e-6, 1e-3, 1.0, 30.0], dtype=torch.float64)  # -log a
+    want = [math.sqrt(-math.expm1(-2 * r)) for r in rate.tolist()]
+    got = root_one_minus_square(rate.log())
+    assert got.tolist() == pytest.approx(want, rel=1e-13)
+
+
+def test_angles_of_late_positions() -> None:
+    """Steps and rates are multiplied in float64: in float32 S4D's angles at 10⁵ would be off by 10⁻²."""
+    m = S4D(3, d_state=8)
+    tokens = Tokens(torch.tensor([[100_000]]), None)
+    x = torch.randn(1, 1, 3)
+    cores = [n.operands(y, n.initial_state(1, dtype=y.dtype), tokens) for n, y in ((m, x),)]
+    cores.append(m.double().operands(x.double(), m.initial_state(1, dtype=torch.float64), tokens))
+    for a, b in ((cores[0].q, cores[1].q), (cores[0].k, cores[1].k)):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+def test_parts_return_the_dtype_they_were_given() -> None:
+    x = torch.randn(1, 5, 4).bfloat16()
+    assert RMSNorm(4)(x).dtype == torch.float32  # its weight's
+    assert RMSNorm(4, weight=False)(x).dtype == RMSNorm(4).bfloat16()(x).dtype == torch.bfloat16
+    convolution = ShortConvolution(4, 3)
+    cu, position = torch.tensor([0, 2, 5]), torch.tensor([[0, 1, 0, 1, 2]])
+    packed = Tokens(position, cu.diff(), None, cu, torch.tensor([0, 0, 1, 1, 1]))
+    for tokens in (Tokens(position, None), packed):
+        assert all(y.dtype == torch.bfloat16 for y in convolution(x, None, tokens))

@@ -8,7 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixerzoo.mixers import LRU, MLSTM, RGLRU, RWKV4, S4D, S5, Longhorn, Mamba2, Mamba3
+from mixerzoo.mixers import (
+    HGRN,
+    LRU,
+    MLSTM,
+    RGLRU,
+    RWKV4,
+    S4D,
+    S5,
+    Longhorn,
+    LowerBounds,
+    Mamba,
+    Mamba2,
+    Mamba3,
+    TransNormerLLM,
+)
 from mixerzoo.mixers.s5 import hippo
 
 
@@ -133,3 +147,20 @@ def test_longhorn() -> None:
     assert (mixer.D == 1).all()
     for layer in (mixer.in_proj, mixer.dt_head, mixer.out_proj):
         assert not layer.bias.any()
+
+
+def test_hgrn() -> None:
+    theta = HGRN(6, complex=True).theta
+    assert all(theta[j].item() == pytest.approx(10000 ** (-2 * j / 6), rel=1e-6) for j in range(6))
+    assert not LowerBounds(3, 4).gamma.any()
+
+
+def test_mamba_groups() -> None:
+    """Steps' weights within rank^-1/2."""
+    spread(Mamba(64).dt_proj.weight.detach(), -0.5, 0.5)
+
+
+def test_transnormer_llm() -> None:
+    mixer = TransNormerLLM(6, num_heads=2)
+    wanted = [10000 ** (-2 * j / 6) for j in range(6)]
+    assert mixer.theta.flatten().tolist() == pytest.approx(wanted, rel=1e-6)

@@ -19,8 +19,9 @@ from mixerzoo.mixers import REGISTRY, build
 FILE = Path(__file__).with_name("parameters.txt")
 
 
-def described(name: str, d_model: int = 12) -> str:
-    """Options with their defaults; sizes of parameters, and of one sequence's state where it has one."""
+def described(name: str, d_model: int = 36) -> str:
+    """Options with their defaults; sizes of parameters, and of a sequence's state where it has one; how many
+    maps there are."""
     options = inspect.signature(REGISTRY[name].factory).parameters.values()
     shown = ", ".join(f"{p.name}={p.default!r}" for p in options if p.default is not p.empty)
     mixer = build(name, d_model)
@@ -30,6 +31,8 @@ def described(name: str, d_model: int = 12) -> str:
         state = mixer.initial_state(1)
         parts = {k: v for k, v in vars(state).items() if v is not None}
         lines.append("  state: " + ", ".join(f"{k} {list(v.shape[1:])}" for k, v in parts.items()))
+    assert mixer.causal == REGISTRY[name].causal
+    lines.append(f"  maps: {mixer.attention_map(torch.zeros(1, 2, d_model)).shape[1]}")
     return "\n".join(lines) + "\n"
 
 
