@@ -33,7 +33,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -167,6 +167,7 @@ class Tally:
 
 
 Check = Callable[[Budget, Tally], None]
+C = TypeVar("C", bound=Check)
 
 
 @dataclass(frozen=True)
@@ -384,23 +385,23 @@ class Collection:
         left: Side | None = None,
         right: Side | None = None,
         reasons: Mapping[str, str] | None = None,
-    ) -> Callable[[Check], Check]:
+    ) -> Callable[[C], C]:
         """Decorator: the function below checks this statement, and is evidence of this kind for it."""
 
-        def register(check: Check) -> Check:
+        def register(check: C) -> C:
             why = {**self.reasons, **(reasons or {})}
             self.add(Theorem(name, statement, over, {kind: check}, formula, left, right, {}, why))
             return check
 
         return register
 
-    def also(self, name: str, kind: str, over: str = "") -> Callable[[Check], Check]:
+    def also(self, name: str, kind: str, over: str = "") -> Callable[[C], C]:
         """Decorator: the function below is further evidence for a theorem, of this file or another.
 
         `over` is what it ranges over, where that is not what the theorem says.
         """
 
-        def register(check: Check) -> Check:
+        def register(check: C) -> C:
             self.further.append((name, kind, check, over))
             return check
 

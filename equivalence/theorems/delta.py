@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...kernels import delta, gradients
 from ...kernels.order import READS
@@ -21,6 +22,7 @@ from .problems import (
     HEADS,
     IN_PIECES,
     KEY_DECAYS,
+    LATTICE,
     Case,
     Operands,
     Problem,
@@ -39,7 +41,6 @@ from .problems import (
 
 THEOREMS = Collection(
     {
-        "bitwise": "lattice/delta has it, through the operator",
         "text": "of the core alone; mixers/*/streaming run it on text",
     }
 )
@@ -147,7 +148,7 @@ def _without_erasure(form: str, p: Problem, x: Operands) -> Run:
     formula="(diag a + 0 yᵀ) S + k vᵀ = a ∘ S + k vᵀ",
     left=Side(
         "each form of the general erasure, by x = 0",
-        lambda form, p, x: run_form(form, p, x._replace(x=x.x.zeros_like())),
+        lambda form, p, x: run_form(form, p, x._replace(x=torch.zeros_like(x.x))),
     ),
     right=Side("the recurrence without erasure, step by step", _without_erasure),
 )
@@ -166,7 +167,7 @@ def _wider(form: str, p: Problem, x: Operands) -> dict[str, Any]:
     spread = la.expand(B, T, H) if la.ndim == 1 else la[..., None].expand(B, T, H, K)
     return _both(
         run_form(form, p, x._replace(log_decay=spread)),
-        run_form(form, p, x._replace(log_decay=la.zeros_like())),
+        run_form(form, p, x._replace(log_decay=torch.zeros_like(la))),
     )
 
 
@@ -214,6 +215,18 @@ def decays(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
 @identity
 def split(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     yield from splits([p for p in _problems(budget) if p.length <= 7], list(delta.FORMS), rng)
+
+
+for _name, _theorem in {
+    "delta/recurrent": _random_points,
+    "delta/parallel": _random_points,
+    "delta/chunk": _random_points,
+    "delta/is-an-erasure": is_an_erasure,
+    "delta/erasing-nothing": erasing_nothing,
+    "delta/decays": decays,
+    "delta/split": split,
+}.items():
+    THEOREMS.also(_name, "bitwise", LATTICE)(_theorem.on_lattice)
 
 
 # ------------------------------------------------------------------ one block, of every length
@@ -322,7 +335,10 @@ for _kind, _statement in {
         right=Side(
             "the definition on dual numbers: the derivative along the tangents of all operands", _slope
         ),
-        reasons={"property": "delta/gradients has it, through the operator"},
+        reasons={
+            "bitwise": "lattice/delta has it, through the operator",
+            "property": "delta/gradients has it, through the operator",
+        },
     )(_is_derivative)
 
 

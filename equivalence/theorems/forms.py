@@ -20,6 +20,7 @@ from .problems import (
     HEADS,
     IN_PIECES,
     KEY_DECAYS,
+    LATTICE,
     VALUE_DECAYS,
     Case,
     Operands,
@@ -32,6 +33,7 @@ from .problems import (
     first_steps,
     identity,
     in_time,
+    minus_infinity,
     problems,
     run_form,
     same,
@@ -388,15 +390,14 @@ def _packed(form: str, p: Problem, x: Operands, lengths: tuple[int, ...]) -> Run
     first[torch.from_numpy(np.cumsum((0, *lengths))[:-1])] = True
 
     def forget(y: Any) -> Any:
-        nothing: Any = Log(np.zeros_like(y.parts[0]))
-        return torch.where(first.reshape(-1, *(1 for _ in y.shape[2:])), nothing, y)
+        return torch.where(first.reshape(-1, *(1 for _ in y.shape[2:])), minus_infinity(y), y)
 
     name = "log_decay_v" if x.log_decay is None else "log_decay"
     return run_form(form, p, x._replace(**{name: forget(getattr(x, name))}))
 
 
 def _apart(form: str, p: Problem, x: Operands, lengths: tuple[int, ...]) -> Run:
-    empty = x.initial_state.zeros_like()
+    empty = torch.zeros_like(x.initial_state)
     start, outputs, S = 0, [], empty
     for n in lengths:
         document = in_time(x, lambda y, i=start, n=n: y[:, i : i + n])
@@ -506,3 +507,13 @@ def read_before(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
         x = p.operands(rng)
         for form in forms.FORMS:
             yield Case(f"the {form} form, {p}", (form, p, x), p.degree)
+
+
+for _name, _theorem in {
+    "forms/reverse": reverse,
+    "forms/split": split,
+    "forms/mask": mask,
+    "forms/reset": reset,
+    "orders/read-before": read_before,
+}.items():
+    THEOREMS.also(_name, "bitwise", LATTICE)(_theorem.on_lattice)

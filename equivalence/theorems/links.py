@@ -11,10 +11,21 @@ import torch
 from ...kernels import forms, recurrence
 from ...mixers import HGRN, LightningAttention, TransNormerLLM
 from ...mixers.base import Tokens
-from ..algebra import Field, Integer, Log, Words, add, inverse, multiply, subtract
+from ..algebra import Field, Integer, Words, add, inverse, multiply, subtract
 from ..theorem import Budget, Collection, Counterexample, Side, Tally
 from .examples import Expected, agree
-from .problems import HEADS, Case, Operands, Problem, Run, definition, identity, run_form
+from .problems import (
+    HEADS,
+    LATTICE,
+    Case,
+    Operands,
+    Problem,
+    Run,
+    definition,
+    identity,
+    minus_infinity,
+    run_form,
+)
 
 THEOREMS = Collection(
     {
@@ -77,13 +88,15 @@ def _link(
                 yield Case(f"the {form} form, {p}", (form, p, x), p.degree)
 
     THEOREMS(f"links/{name}", statement, over, "exact", formula=formula, left=left, right=right)(check)
+    if "dt·A" not in decays:
+        THEOREMS.also(f"links/{name}", "bitwise", LATTICE)(check.on_lattice)
 
 
 _link(
     "slope-zero",
     "A log-decay of 0 is no decay: Lightning attention and RetNet at slope 0 are linear attention.",
     "R(q, k, v, log a = 0) = R(q, k, v)",
-    _each_form("with log-decays of 0", lambda p, x: (p, x._replace(log_decay=x.log_decay.zeros_like()))),
+    _each_form("with log-decays of 0", lambda p, x: (p, x._replace(log_decay=torch.zeros_like(x.log_decay)))),
     _step_by_step("without decay", lambda p, x: (p, x._replace(log_decay=None))),
     ("[H]", "none"),
 )
@@ -187,8 +200,7 @@ _link(
 
 def _forgetting(p: Problem, x: Operands) -> tuple[Problem, Operands]:
     first = torch.arange(p.length) == (p.length - 1 if p.reverse else 0)
-    nothing: Any = Log(np.zeros_like(x.log_decay.parts[0]))
-    return p, x._replace(log_decay=torch.where(first[:, None], nothing, x.log_decay))
+    return p, x._replace(log_decay=torch.where(first[:, None], minus_infinity(x.log_decay), x.log_decay))
 
 
 _link(
@@ -197,7 +209,7 @@ _link(
     "from zero.",
     "a_1 = 0 ⇒ R(q, k, v, a, S_0) = R(q, k, v, a, 0)",
     _each_form("from any state, its first decay 0", _forgetting),
-    _step_by_step("from zero", lambda p, x: (p, x._replace(initial_state=x.initial_state.zeros_like()))),
+    _step_by_step("from zero", lambda p, x: (p, x._replace(initial_state=torch.zeros_like(x.initial_state)))),
     ("[B,T,H]", "none"),
 )
 

@@ -14,7 +14,7 @@ from ...kernels import delta, forms
 from ...kernels.order import AFTER, ALL_ORDERS, Order
 from ...kernels.steps import Slice, Steps
 from ..algebra import Element, Field, Integer, Log, differs
-from ..theorem import Budget, Check, Counterexample, Side, Tally
+from ..theorem import Budget, Counterexample, Side, Tally
 
 KEY_DECAYS = ("none", "[H]", "[B,T,H]", "[B,T,H,K]", "dt·A")
 VALUE_DECAYS = ("none", "[H,V]", "[B,T,H,V]")
@@ -185,15 +185,66 @@ Cases = Callable[[Budget, np.random.Generator], Iterable[Case]]
 AXES = {"outputs": "bthv", "state": "bhkv"}
 
 
-def identity(cases: Cases) -> Check:
-    """Decorator: exact evidence that both sides of a theorem agree, from the cases that it is to hold for."""
+class identity:
+    """Decorator: evidence that both sides of a theorem agree, from the cases that it is to hold for.
 
-    def check(budget: Budget, tally: Tally) -> None:
-        for where, arguments, degree in cases(budget, budget.rng()):
+    Called, it is exact evidence. `on_lattice` is bitwise evidence, from the same sides: float64 tensors of
+    small whole numbers in the place of field elements, log-decays of 0 and -inf, so that nothing rounds.
+    """
+
+    def __init__(self, cases: Cases) -> None:
+        self.cases = cases
+
+    def __call__(self, budget: Budget, tally: Tally) -> None:
+        for where, arguments, degree in self.cases(budget, budget.rng()):
             same(where, tally.left(*arguments), tally.right(*arguments))
             tally.exact(degree)
 
-    return check
+    def on_lattice(self, budget: Budget, tally: Tally) -> None:
+        rng = budget.rng()
+        for where, arguments, _ in self.cases(budget, budget.rng()):
+            (operands,) = (x for x in arguments if isinstance(x, Operands))
+            if operands.outer is not None:
+                continue  # 0 · -inf is no log-decay
+            drawn = [_on_lattice(x, rng) for x in arguments]
+            found = tally.left(*drawn)
+            same(where, found, tally.right(*drawn))
+            _whole(where, found)
+            tally.bitwise()
+
+
+def _whole(where: object, found: Any) -> None:
+    """Raise Counterexample unless all are whole numbers so small that none was rounded on the way."""
+    for name, x in _named(found).items():
+        if not torch.equal(x, x.round()) or (x.abs() >= 2**53).any():
+            raise Counterexample(f"{name}: not whole numbers that float64 holds, for {where}")
+
+
+LATTICE = (
+    "the same cases but dt·A, on float64 tensors: q, k, v, state and what erases in {-1, 0, 1}, β and decays "
+    "in {0, 1}"
+)
+
+
+def minus_infinity(y: Any) -> Any:
+    """The logarithm of 0, in the shape and of the kind of a log-decay."""
+    return Log(np.zeros_like(y.parts[0])) if isinstance(y, Log) else torch.full_like(y, -np.inf)
+
+
+def _on_lattice(x: Any, rng: np.random.Generator) -> Any:
+    """Operands with small whole numbers for field elements; anything else as it is."""
+    if not isinstance(x, Operands):
+        return x
+
+    def drawn(name: str, y: Any) -> Any:
+        if isinstance(y, Log):
+            return torch.from_numpy(np.where(rng.random(y.shape) < 0.2, -np.inf, 0.0))
+        if isinstance(y, Field):
+            low = 0 if name == "beta" else -1
+            return torch.from_numpy(rng.integers(low, 2, y.shape).astype(np.float64))
+        return 1 if name == "scale" else y
+
+    return Operands(**{name: drawn(name, y) for name, y in x._asdict().items()})
 
 
 def same(where: object, left: Any, right: Any) -> None:
@@ -206,7 +257,10 @@ def same(where: object, left: Any, right: Any) -> None:
     if x.keys() != y.keys():
         raise Counterexample(f"one side gives {', '.join(x)}, the other {', '.join(y)}, for {where}")
     for name in x:
-        if isinstance(x[name], Element):
+        if isinstance(x[name], torch.Tensor):
+            if not torch.equal(x[name], y[name]):
+                raise Counterexample(f"{name}: both sides differ, for {where}")
+        elif isinstance(x[name], Element):
             equal(name, where, x[name], y[name], AXES.get(name.rpartition(", ")[2], ""))
         elif x[name] != y[name]:
             raise Counterexample(f"{name}: {x[name]} is not {y[name]}, for {where}")

@@ -11,6 +11,7 @@ from mixerzoo.equivalence.rounding import Fixed
 from mixerzoo.equivalence.theorem import EVIDENCE, Budget, Collection, Counterexample, Side, Tally, Theorem
 from mixerzoo.equivalence.theorems import catalogue
 from mixerzoo.equivalence.theorems.examples import Expected
+from mixerzoo.equivalence.theorems.problems import LATTICE, Run
 
 THEOREMS = catalogue()
 # Every mixer has the same sides: one with a state stands for them all, and one without; so have kernels.
@@ -54,6 +55,25 @@ def test_a_side_that_is_wrong_is_seen(name, side):
     outcome = wrong.run(Budget(), [kind])
     assert not outcome.passed
     assert "spoilt" not in outcome.failure and "Error" not in outcome.failure, outcome.failure
+
+
+@pytest.mark.parametrize("name", [n for n, t in THEOREMS.items() if t.ranges.get("bitwise") == LATTICE])
+def test_a_side_that_is_wrong_is_seen_on_the_lattice(name):
+    theorem = THEOREMS[name]
+    wrong = replace(theorem, left=Side("wrong", lambda *x: spoilt(theorem.left(*x))))
+    failure = wrong.run(Budget(), ["bitwise"]).failure
+    assert "both sides differ, for " in failure
+
+
+def test_what_is_rounded_is_not_on_the_lattice():
+    theorem = THEOREMS["links/slope-zero"]
+    for factor in (0.5, 2.0**53):
+        sides = [
+            Side("scaled", lambda *x, side=side, by=factor: Run(*(by * y for y in side(*x))))
+            for side in (theorem.left, theorem.right)
+        ]
+        failure = replace(theorem, left=sides[0], right=sides[1]).run(Budget(), ["bitwise"]).failure
+        assert "not whole numbers that float64 holds" in failure
 
 
 def test_every_theorem_is_written_out():
