@@ -110,7 +110,7 @@ class Guards:
     """Of every line, the guards that run it, and in which order to try them."""
 
     def __init__(self, found: Map, slowest: float, only: str | None = None, hang: float = 4.0) -> None:
-        self.hang = hang
+        self.hang, self.only = hang, only
         self.seconds = {
             n: g["seconds"]
             for n, g in found.guards.items()
@@ -220,7 +220,8 @@ def run_mutants(
                 mutant = waiting.pop()
                 chain = chains[str(mutant)] = guards.of(mutant, budget)
                 if not chain:
-                    add(mutant, "unreached", "", 0.0)
+                    if guards.only is None:  # guards of the other kind may reach it
+                        add(mutant, "unreached", "", 0.0)
                     continue
                 changed, module = mutant.apply(sources[mutant.file]), project.module(mutant.file)
                 pool.start(str(mutant), _task(project, module, changed, chain))
