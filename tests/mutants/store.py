@@ -90,7 +90,7 @@ class Reason:
     because: str
 
 
-# equivalent: the same function. speed: the same, by another way. hardware: runs on a GPU, or in Triton, alone.
+# equivalent: the same function. speed: the same, another way. hardware: runs on a GPU, or in Triton, alone.
 # chance: random starts, which one draw does not tell apart. open: seen, and left for the reason given.
 KINDS = ("equivalent", "speed", "hardware", "chance", "open")
 
