@@ -396,3 +396,12 @@ def test_errors() -> None:
             call()
     with pytest.raises(TypeError, match="head_count"):
         HybridLM(replace(SMALL, linear_options={"head_count": 2}))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_padding_stays_zero(name: str) -> None:
+    torch.manual_seed(0)
+    model = HybridLM(CONFIGS[name]).double()
+    mask = torch.tensor([[False, True, True, False], [True, True, True, False]])
+    logits = model(torch.randint(V, (2, 4)), mask=mask)[0]
+    assert logits[mask].any() and not logits[~mask].any()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixerzoo.mixers import REGISTRY, build
+from mixerzoo.mixers import REGISTRY, HybridConfig, build
 
 FILE = Path(__file__).with_name("parameters.txt")
 
@@ -100,5 +100,10 @@ def test_every_option_counts(name: str, option: str, default: bool | float) -> N
     assert not (same and torch.equal(y, z))
 
 
+def test_defaults_of_the_hybrid() -> None:
+    blocks = FILE.read_text(encoding="utf-8").split("\n\n")
+    assert repr(HybridConfig(11, 8, 3)) == blocks[-1].strip()
+
+
 if __name__ == "__main__":
-    print("\n".join(map(described, REGISTRY)), end="")
+    print("\n".join(map(described, REGISTRY)), HybridConfig(11, 8, 3), sep="\n")
