@@ -13,6 +13,7 @@ from mixerzoo.equivalence.audit.targets.adapter import Adapter, Argument, State
 from mixerzoo.equivalence.audit.targets.module import ModuleAdapter
 
 CHUNK = 4
+PIECES = ("decode", "chunked_prefill", "state_gradients")
 ARGUMENTS = {
     "q": Argument("B T H K"),
     "k": Argument("B T H K", "unit"),
@@ -108,7 +109,12 @@ def attention(q, k, v, g, initial_state=None, mask=None, cu_seqlens=None, fault=
         CACHE[:] = [S]
     if fault == "final_detached":
         S = S.detach()
-    return torch.cat(outputs, 2).transpose(1, 2).to(dtype), S
+    o = torch.cat(outputs, 2).transpose(1, 2)
+    if fault == "float32_buffer":
+        buffer = torch.zeros(o.shape)
+        buffer[:] = o
+        o = buffer
+    return o.to(dtype), S
 
 
 # Each fault with how it is called and the properties it breaks; it has all others that it can have.
@@ -132,6 +138,7 @@ FAULTS = {
     "restarts": (PLAIN, {"chunked_prefill"}),
     "decode_clamps": (CLAMPED, {"decode"}),
     "float32_inside": (FULL, {"fp64"}),
+    "float32_buffer": (FULL, {"fp64"}),
     "rounded_state": (PLAIN, {"low_precision"}),
 }
 

@@ -226,6 +226,24 @@ def test_a_result_that_is_not_there():
     assert found.example == "its adapter finds outputs at (2,), where its result has none"
 
 
+def parallel(q, k, v, g):
+    return exhibits.attention(q, k, v, g)[0]
+
+
+def test_without_a_state():
+    """It cannot be gone on from, and that is not taken for the beginning of another sequence."""
+    adapter = replace(exhibits.PLAIN, state=(), output=Output("B T H V", at=()))
+    (found,) = {f.example for f in verdicts(kernel("k", parallel, adapter), exhibits.PIECES).values()}
+    assert found == "it returns no state"
+    (found,) = {f.example for f in verdicts(module_target("m", torch.nn.Identity), exhibits.PIECES).values()}
+    assert found == "its forward takes no state and returns none"
+    # With another function for single tokens, these can be compared from the first one on.
+    adapter = replace(adapter, step=exhibits.one, step_adapter=exhibits.PLAIN)
+    assert examine(kernel("k", parallel, adapter), "decode").verdict == AGREE
+    adapter = replace(adapter, step=exhibits.one_clamped)
+    assert examine(kernel("k", parallel, adapter), "decode").verdict == DISAGREE
+
+
 # ---------------------------------------------------------------- without float64
 
 

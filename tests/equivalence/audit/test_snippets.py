@@ -26,6 +26,7 @@ BROKEN = [
 @pytest.fixture
 def printed(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
+    default = torch.get_default_dtype()
     for name in ("float32", "float"):  # of which a snippet makes float64
         monkeypatch.setattr(torch, name, getattr(torch, name))
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.float)
@@ -36,7 +37,7 @@ def printed(monkeypatch):
             with contextlib.redirect_stdout(out):
                 exec(compile(code, "snippet", "exec"), {})
         finally:
-            torch.set_default_dtype(torch.float32)
+            torch.set_default_dtype(default)
             sys.modules.pop("exhibits", None)
         return out.getvalue()
 
