@@ -15,15 +15,12 @@ from ...kernels.steps import Slice
 from ..algebra import MODULUS, Field, contract
 from ..theorem import Budget, Collection, Counterexample, Side, Tally
 from .gradients import SLOPES, along_block
+from .identities import AT_ONCE, IN_PIECES, LATTICE, Case, identity, same, splits
 from .problems import (
-    AT_ONCE,
     EVERY_STEP,
     FEW_LENGTHS,
     HEADS,
-    IN_PIECES,
     KEY_DECAYS,
-    LATTICE,
-    Case,
     Operands,
     Problem,
     Run,
@@ -31,10 +28,7 @@ from .problems import (
     but,
     definition,
     first_steps,
-    identity,
     run_form,
-    same,
-    splits,
     steps,
     values,
 )

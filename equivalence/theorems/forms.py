@@ -13,16 +13,13 @@ from ...kernels.order import ALL_ORDERS, READS, Order
 from ...kernels.steps import Slice
 from ..algebra import Field, Interval, Log
 from ..theorem import Budget, Check, Collection, Counterexample, Side, Tally
+from .identities import AT_ONCE, IN_PIECES, LATTICE, Case, identity, minus_infinity, same, splits
 from .problems import (
-    AT_ONCE,
     EVERY_STEP,
     FEW_LENGTHS,
     HEADS,
-    IN_PIECES,
     KEY_DECAYS,
-    LATTICE,
     VALUE_DECAYS,
-    Case,
     Operands,
     Problem,
     Run,
@@ -31,13 +28,9 @@ from .problems import (
     but,
     definition,
     first_steps,
-    identity,
     in_time,
-    minus_infinity,
     problems,
     run_form,
-    same,
-    splits,
     steps,
 )
 

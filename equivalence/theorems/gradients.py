@@ -12,9 +12,9 @@ from ...kernels.order import ALL_ORDERS, Order
 from ...kernels.steps import Gradients, Slice
 from ..algebra import MODULUS, Element, Field, Log, contract
 from ..theorem import Budget, Collection, Counterexample, Side, Tally
+from .identities import Case, identity
 from .problems import (
     FEW_LENGTHS,
-    Case,
     Operands,
     Problem,
     blocks_of,
@@ -22,7 +22,6 @@ from .problems import (
     but,
     definition,
     first_steps,
-    identity,
     one_step,
     problems,
     run_form,

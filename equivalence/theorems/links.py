@@ -14,18 +14,8 @@ from ...mixers.base import Tokens
 from ..algebra import Field, Integer, Words, add, inverse, multiply, subtract
 from ..theorem import Budget, Collection, Counterexample, Side, Tally
 from .examples import Expected, agree
-from .problems import (
-    HEADS,
-    LATTICE,
-    Case,
-    Operands,
-    Problem,
-    Run,
-    definition,
-    identity,
-    minus_infinity,
-    run_form,
-)
+from .identities import LATTICE, Case, identity, minus_infinity
+from .problems import HEADS, Operands, Problem, Run, definition, run_form
 
 THEOREMS = Collection(
     {

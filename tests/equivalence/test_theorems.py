@@ -11,7 +11,8 @@ from mixerzoo.equivalence.rounding import Fixed
 from mixerzoo.equivalence.theorem import EVIDENCE, Budget, Collection, Counterexample, Side, Tally, Theorem
 from mixerzoo.equivalence.theorems import catalogue
 from mixerzoo.equivalence.theorems.examples import Expected
-from mixerzoo.equivalence.theorems.problems import LATTICE, Run
+from mixerzoo.equivalence.theorems.identities import LATTICE
+from mixerzoo.equivalence.theorems.problems import Run
 
 THEOREMS = catalogue()
 # Every mixer has the same sides: one with a state stands for them all, and one without; so have kernels.
