@@ -188,4 +188,6 @@ class Measured:
 def measure_tests(
     project: Project, tests: list[str], files: list[str], tell: Callable[[str, Record], None]
 ) -> None:
-    run_pytest(project, tests, Measured(project, files, tell), first_failure=False)
+    status = run_pytest(project, tests, Measured(project, files, tell), first_failure=False)
+    if status not in (0, 1, 5):  # all passed, some failed, there are none
+        raise RuntimeError(f"pytest's exit status is {status}, of {', '.join(tests)}")
