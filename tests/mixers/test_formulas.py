@@ -348,3 +348,14 @@ def test_parts_return_the_dtype_they_were_given() -> None:
     packed = Tokens(position, cu.diff(), None, cu, torch.tensor([0, 0, 1, 1, 1]))
     for tokens in (Tokens(position, None), packed):
         assert all(y.dtype == torch.bfloat16 for y in convolution(x, None, tokens))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_map_of_softmax_attention(make, window: int | None) -> None:
+    """Weighs the values into what the output projection is given."""
+    m = make("softmax", D, num_heads=4, num_kv_heads=2, window=window)
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    values = m.v_proj(x[0]).unflatten(-1, (2, -1)).transpose(0, 1).repeat_interleave(2, 0)
+    o = m.attention_map(x)[0] @ values
+    want = m.out_proj(o.transpose(0, 1).flatten(1))
+    assert (m(x)[0][0] - want).abs().max() < 1e-12

@@ -32,7 +32,9 @@ def described(name: str, d_model: int = 36) -> str:
         parts = {k: v for k, v in vars(state).items() if v is not None}
         lines.append("  state: " + ", ".join(f"{k} {list(v.shape[1:])}" for k, v in parts.items()))
     assert mixer.causal == REGISTRY[name].causal
-    lines.append(f"  maps: {mixer.attention_map(torch.zeros(1, 2, d_model)).shape[1]}")
+    most = getattr(mixer, "map_heads", None)
+    shown = "" if most is None else f", at most {most}"
+    lines.append(f"  maps: {mixer.attention_map(torch.zeros(1, 2, d_model)).shape[1]}{shown}")
     return "\n".join(lines) + "\n"
 
 
