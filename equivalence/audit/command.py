@@ -79,17 +79,30 @@ def _show(console: Console, findings: Sequence[Finding], snippets: bool) -> None
             if snippets and f.snippet:
                 console.print(Syntax(f.snippet, "python", background_color="default", word_wrap=True))
                 console.print()
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, list[str]]] = {}
     for f in findings:
         if f.verdict == UNSUPPORTED:
-            reasons.setdefault(f.example, []).append(f"{f.target} {f.property}")
+            reasons.setdefault(f.example, {}).setdefault(f.target, []).append(f.property)
     for reason, where in reasons.items():
-        console.print(f"[dim]– {escape(', '.join(where))}: {escape(reason)}[/]")
+        console.print(f"[dim]– {escape(_places(where))}: {escape(reason)}[/]")
     count = {v: sum(f.verdict == v for f in findings) for v in (AGREE, DISAGREE, UNSUPPORTED)}
     console.print(
         f"\n· agree ({count[AGREE]})  ✗ or the largest relative difference: disagree ({count[DISAGREE]})  "
         f"– outside the target's contract ({count[UNSUPPORTED]})"
     )
+
+
+def _places(where: dict[str, list[str]], most: int = 6) -> str:
+    """Targets by what of them is meant; of many, the first and how many more."""
+    groups: dict[str, list[str]] = {}
+    for target, properties in where.items():
+        groups.setdefault(", ".join(properties), []).append(target)
+    said = []
+    for properties, targets in groups.items():
+        shown = ", ".join(targets[:most])
+        more = f" and {len(targets) - most} more" if len(targets) > most else ""
+        said.append(f"{properties} of {shown}{more}")
+    return "; ".join(said)
 
 
 def run(args: argparse.Namespace) -> int:

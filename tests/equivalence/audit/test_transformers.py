@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 from mixerzoo.equivalence.audit import AGREE, DISAGREE, UNSUPPORTED, Target, audit, examine
+from mixerzoo.equivalence.audit.command import _places
 from mixerzoo.equivalence.audit.targets import find
 from mixerzoo.equivalence.audit.targets.load import TargetError
 from mixerzoo.equivalence.audit.targets.transformers import not_looked_at
@@ -147,6 +148,11 @@ def test_every_linear_mixer_of_transformers_is_a_target():
 def test_errors_name_what_is_accepted(text, said):
     with pytest.raises(TargetError, match=said):
         find(text)
+
+
+def test_many_places_are_counted():
+    where = {f"t{i}": ["packed"] for i in range(9)} | {"u": ["packed", "batch"]}
+    assert _places(where, 2) == "packed of t0, t1 and 7 more; packed, batch of u"
 
 
 def test_an_adapter_is_for_one_target(tmp_path):
