@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixerzoo.mixers.transformers.adapters import given_cache, representable
 from mixerzoo.mixers.transformers.padding import Padding
+from mixerzoo.mixers.transformers.recipe import ratio
 
 
 class Model(nn.Module):
@@ -52,3 +53,11 @@ def test_a_stabiliser_in_half_precision() -> None:
     held, factor = representable(m, torch.bfloat16)
     assert torch.equal(held, m.bfloat16().double()) and not torch.equal(held, m)
     assert ((held.exp() * factor - m.exp()).abs() < 1e-14).all()
+
+
+def test_a_width_that_is_no_multiple() -> None:
+    assert ratio(None, "intermediate_size", 12, 4) == 3
+    with pytest.raises(
+        ValueError, match=r"^intermediate_size of list is 13; accepted: a multiple of hidden_size = 4"
+    ):
+        ratio([], "intermediate_size", 13, 4)
