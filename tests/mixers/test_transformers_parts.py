@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mixerzoo.mixers import MixerState
 from mixerzoo.mixers.transformers.adapters import given_cache, representable
 from mixerzoo.mixers.transformers.padding import Padding
 from mixerzoo.mixers.transformers.recipe import ratio
+from mixerzoo.mixers.transformers.xlstm import to_theirs
 
 
 class Model(nn.Module):
@@ -61,3 +63,16 @@ def test_a_width_that_is_no_multiple() -> None:
         ValueError, match=r"^intermediate_size of list is 13; accepted: a multiple of hidden_size = 4"
     ):
         ratio([], "intermediate_size", 13, 4)
+
+
+def test_what_xlstm_is_handed_back() -> None:
+    """Matrix, normaliser and stabiliser; relative to the m that the cache can hold."""
+    S, m = torch.randn(2, 3, 4, 6, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    state = MixerState(torch.ones(2, dtype=torch.int64), S, stabiliser=m)
+    for dtype in (torch.float64, torch.bfloat16):
+        C, n, held = to_theirs(state, dtype)
+        size = held.exp()
+        true = S * m.exp()[..., None, None]
+        assert held.shape == (2, 3, 1) and torch.equal(held.to(dtype).double(), held)
+        assert ((C * size[..., None] - true[..., :-1]).abs() < 1e-12).all()
+        assert ((n * size - true[..., -1]).abs() < 1e-12).all()
