@@ -98,10 +98,10 @@ def _places(where: dict[str, list[str]], most: int = 6) -> str:
     for target, properties in where.items():
         groups.setdefault(", ".join(properties), []).append(target)
     said = []
-    for properties, targets in groups.items():
+    for named, targets in groups.items():
         shown = ", ".join(targets[:most])
         more = f" and {len(targets) - most} more" if len(targets) > most else ""
-        said.append(f"{properties} of {shown}{more}")
+        said.append(f"{named} of {shown}{more}")
     return "; ".join(said)
 
 
