@@ -64,7 +64,8 @@ def test_rg_lru() -> None:
         torch.exp(-F.softplus(mixer.rg_lru.recurrent_param.detach())).square(), 0.9**2 - 1e-4, 0.999**2 + 1e-4
     )
     assert mixer.linear_x.weight.std().item() == pytest.approx(512**-0.5, rel=0.02)
-    assert mixer.rg_lru.input_gate_weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
+    for weight in (mixer.rg_lru.input_gate_weight, mixer.rg_lru.recurrent_gate_weight):
+        assert weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
     assert not mixer.linear_out.bias.any() and not mixer.conv_1d.bias.any()
 
 
