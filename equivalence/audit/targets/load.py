@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +51,25 @@ def split(text: str) -> tuple[str, str]:
     return where, name
 
 
+@contextlib.contextmanager
+def _current_folder(package: str) -> Iterator[None]:
+    """The current folder on the path, if it holds what is to be imported and nothing else does.
+
+    Not otherwise: its other folders would pass for packages of their names.
+    """
+    here = str(Path.cwd())
+    wanted = importlib.util.find_spec(package) is None and any(
+        Path(here, name).exists() for name in (f"{package}.py", package)
+    )
+    if wanted:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if wanted:
+            sys.path.remove(here)
+
+
 def load(text: str) -> Any:
     """What `text` names.
 
@@ -60,7 +81,8 @@ def load(text: str) -> Any:
         module = load_file(Path(where))
     else:
         try:
-            module = importlib.import_module(where)
+            with _current_folder(where.partition(".")[0]):
+                module = importlib.import_module(where)
         except ImportError as e:
             raise TargetError(f"{where} does not import: {e}") from e
     found: Any = module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mixerzoo.equivalence.audit.targets import find
 from mixerzoo.equivalence.audit.targets.adapter import Argument, Output, State
 from mixerzoo.equivalence.audit.targets.guess import guess
 from mixerzoo.equivalence.audit.targets.kernel import kernel, kernel_target
-from mixerzoo.equivalence.audit.targets.load import TargetError, load_file
+from mixerzoo.equivalence.audit.targets.load import TargetError, load, load_file
 from mixerzoo.equivalence.audit.targets.module import ModuleAdapter, module_target
 from mixerzoo.mixers import REGISTRY
 
@@ -286,3 +287,16 @@ def test_a_documented_smallest_decay():
     found = examine(target, "decay_extremes")
     assert found.verdict == AGREE
     assert found.example == "2 cases"
+
+
+def test_modules_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "mykernels.py").write_text("def twice(q, k, v):\n    return 2 * q\n")
+    (tmp_path / "yourkernels").mkdir()
+    (tmp_path / "yourkernels" / "inner.py").write_text("def once(q, k, v):\n    return q\n")
+    before = list(sys.path)
+    with pytest.raises(TargetError, match="mykernels does not import"):
+        load("mykernels:twice")
+    monkeypatch.chdir(tmp_path)
+    assert load("mykernels:twice")(1, 0, 0) == 2
+    assert load("yourkernels.inner:once")(1, 0, 0) == 1
+    assert sys.path == before
