@@ -305,6 +305,14 @@ def guessed_arguments(factory: Callable[..., Any], called: str) -> dict[str, Any
     return found
 
 
+def _widths(module: nn.Module, first: int) -> list[int]:
+    """What the inputs' width may be: the one asked for, its own by their usual names, those of its maps."""
+    own = (getattr(module, n, None) for n in WIDTHS)
+    maps = (m.in_features for m in module.modules() if isinstance(m, nn.Linear))
+    found = [w for w in (first, *own, *maps) if isinstance(w, int) and not isinstance(w, bool) and w > 0]
+    return list(dict.fromkeys(found))
+
+
 def guess(module: nn.Module, called: str, adapter: ModuleAdapter) -> ModuleAdapter:
     """What `forward` takes and returns, by the names of its parameters and a call.
 
@@ -316,20 +324,27 @@ def guess(module: nn.Module, called: str, adapter: ModuleAdapter) -> ModuleAdapt
     state = next((n for n in STATES if n in parameters and n != first), None)
     mask = next((n for n in MASKS if n in parameters), None)
     constants = {n: True for n in RETURNING if n in parameters}
-    x = torch.zeros(1, 3, adapter.width, dtype=next((p.dtype for p in module.parameters()), torch.float64))
-    try:
-        with torch.no_grad():
-            result = module(x, **constants)
-        several = isinstance(result, (tuple, list)) and len(result) > 1 and result[1] is not None
-        state = state if several else None
-        layout = _step_layout(module, x[:, :1]) if state else None
-    except Exception as e:
+    dtype = next((p.dtype for p in module.parameters()), torch.float64)
+    refused: Exception | None = None
+    for width in _widths(module, adapter.width):
+        x = torch.zeros(1, 3, width, dtype=dtype)
+        try:
+            with torch.no_grad():
+                result = module(x, **constants)
+            break
+        except Exception as e:
+            refused = refused or e
+    else:
         raise TargetError(
-            f"{called}.forward does not take x [B, T, {adapter.width}]: {type(e).__name__}: {e}; accepted: a "
-            "ModuleAdapter that says how it is called"
-        ) from e
+            f"{called}.forward does not take x [B, T, {adapter.width}]: {type(refused).__name__}: {refused}; "
+            "accepted: a ModuleAdapter that says how it is called"
+        ) from refused
+    several = isinstance(result, (tuple, list)) and len(result) > 1 and result[1] is not None
+    state = state if several else None
+    layout = _step_layout(module, x[:, :1]) if state else None
     found = replace(
         adapter,
+        width=width,
         constants=constants,
         state=state,
         output=(0,) if isinstance(result, (tuple, list)) else (),
@@ -341,7 +356,7 @@ def guess(module: nn.Module, called: str, adapter: ModuleAdapter) -> ModuleAdapt
         step_layout=layout or "B D",
     )
     said = [f"{w} {getattr(found, w)}" for w in ("state", "mask", "cu_seqlens", "step") if getattr(found, w)]
-    return replace(found, guessed=", ".join([f"inputs [B, T, {adapter.width}]", *said]))
+    return replace(found, guessed=", ".join([f"inputs [B, T, {width}]", *said]))
 
 
 def _step_layout(module: Any, x: Tensor) -> str | None:

@@ -300,3 +300,43 @@ def test_modules_in_the_current_folder(tmp_path, monkeypatch):
     assert load("mykernels:twice")(1, 0, 0) == 2
     assert load("yourkernels.inner:once")(1, 0, 0) == 1
     assert sys.path == before
+
+
+def test_the_width_of_a_module_that_has_a_default(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n"
+        "class Mine(torch.nn.Module):\n"
+        "    def __init__(self, size=6):\n"
+        "        super().__init__()\n"
+        "        self.proj = torch.nn.Linear(size, size)\n"
+        "    def forward(self, x):\n"
+        "        return self.proj(x).cumsum(1)\n"
+        "class Odd(Mine):\n"
+        "    def forward(self, x):\n"
+        "        raise RuntimeError('never')\n"
+    )
+    (target,) = find(f"{file}:Mine")
+    assert "[B, T, 6]" in target.note
+    found = verdicts(target, ("batch", "gradients", "decode"))
+    assert [f.verdict for f in found.values()] == [AGREE, AGREE, UNSUPPORTED]
+    with pytest.raises(TargetError, match=r"does not take x \[B, T, 8\]: RuntimeError: never"):
+        find(f"{file}:Odd")
+
+
+def test_what_remembers_earlier_calls_gets_no_allowance(tmp_path):
+    file = tmp_path / "leaky.py"
+    file.write_text(
+        "import torch\n"
+        "class Leaky(torch.nn.Module):\n"
+        "    kept = 0.0\n"
+        "    def __init__(self, d_model):\n"
+        "        super().__init__()\n"
+        "        self.proj = torch.nn.Linear(d_model, d_model)\n"
+        "    def forward(self, x):\n"
+        "        y = self.proj(x).cumsum(1) + Leaky.kept\n"
+        "        Leaky.kept = y[:1, -1:].detach() / 2\n"
+        "        return y\n"
+    )
+    (target,) = find(f"{file}:Leaky")
+    assert examine(target, "interleaved").verdict == DISAGREE
