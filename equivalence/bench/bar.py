@@ -95,12 +95,17 @@ def seconds_of(call: Call) -> float:
 
 def in_turns(one: Call, other: Call, effort: Effort) -> Measured:
     """The median of `one` over that of `other`: on a noisy machine both see the same noise."""
+    return timed_in_turns(lambda: seconds_of(one), lambda: seconds_of(other), effort)
+
+
+def timed_in_turns(one: Callable[[], float], other: Callable[[], float], effort: Effort) -> Measured:
+    """The same of calls that return what part of them took."""
     one()
     other()
     times: list[tuple[float, float]] = []
     spent = 0.0
     while len(times) < effort.rounds and (len(times) < 3 or spent < effort.seconds):
-        times.append((seconds_of(one), seconds_of(other)))
+        times.append((one(), other()))
         spent += sum(times[-1])
     a, b = (statistics.median(column) for column in zip(*times, strict=True))
     return Measured(a / b, a, b, len(times))

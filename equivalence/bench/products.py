@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels import recurrence
-from .bar import Bar, Effort, Measured, forward, in_turns, seconds_of
+from .bar import Bar, Effort, Measured, forward, in_turns, seconds_of, timed_in_turns
 
 HEADS, DIM, CHUNK, LENGTH = 8, 128, 64, 8192
 
@@ -63,7 +63,11 @@ def forward_bar(decay: str, effort: Effort, strength: float = 0.1) -> Measured:
     n = effort.size(LENGTH, 2048)
     x = operands(n, decay, strength=strength)
     call, share = products(n, False)
-    m = in_turns(forward(lambda: run(x)), forward(call), effort)
+    return shared(in_turns(forward(lambda: run(x)), forward(call), effort), share)
+
+
+def shared(m: Measured, share: float) -> Measured:
+    """Over so much of the other's time."""
     return Measured(m.ratio / share, m.one, m.other * share, m.rounds)
 
 
@@ -78,12 +82,7 @@ def backward_bar(decay: str, effort: Effort, strength: float = 0.1) -> Measured:
         g = torch.ones_like(y)
         return seconds_of(lambda: torch.autograd.grad(y, list(x.values()), g))
 
-    times: list[tuple[float, float]] = []
-    gradient()
-    while len(times) < effort.rounds and (len(times) < 3 or sum(map(sum, times)) < effort.seconds):
-        times.append((gradient(), seconds_of(call)))
-    a, b = (sorted(column)[len(times) // 2] for column in zip(*times, strict=True))
-    return Measured(a / b / share, a, b * share, len(times))
+    return shared(timed_in_turns(gradient, lambda: seconds_of(call), effort), share)
 
 
 def half_bar(decay: str, effort: Effort) -> Measured:

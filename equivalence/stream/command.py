@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from ..language_model import numbers
 from ..text import check_file, english
 from .reading import HYBRID, MIXERS, Plan, Reader, difference, resume, save
 
@@ -156,7 +157,7 @@ def _run(args: argparse.Namespace, console: Console, reader: Reader, plan: Plan,
         where = f"; {args.state} goes on from there" if args.state is not None else ""
         console.print(f"stopped at token {reader.position:,}{where}")
         return 130
-    found |= {"state_numbers": reader.numbers(), "fingerprint": reader.fingerprint()}
+    found |= {"state_numbers": numbers(reader.state), "fingerprint": reader.fingerprint()}
     _say(console, found)
     if args.other_piece:
         other = Reader(Plan(**{**asdict(plan), "piece": args.other_piece}), text)

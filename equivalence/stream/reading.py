@@ -94,10 +94,6 @@ class Reader:
             if (x := getattr(layer, f.name)) is not None
         }
 
-    def numbers(self) -> int:
-        """How many numbers the state holds."""
-        return sum(x.numel() for x in self.tensors().values())
-
     def fingerprint(self) -> str:
         """Of all bits of the state."""
         h = hashlib.sha256()

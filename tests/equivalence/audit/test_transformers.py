@@ -132,6 +132,18 @@ def test_versions_name_the_cache_differently(name):
     assert cache_name(namespace["forward"]) is None
 
 
+def test_a_profile_may_name_any_configuration_class(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(PROFILE.replace('"MambaConfig"', '"transformers:MambaConfig"'))
+    (target,) = find("mamba", file)
+    assert target.subjects("decode")[0].model.config.conv_kernel == 2
+    file = tmp_path / "none.py"
+    file.write_text(PROFILE.replace('"MambaConfig"', '"NoConfig"'))
+    (target,) = find("mamba", file)
+    with pytest.raises(TargetError, match="has no NoConfig"):
+        target.subjects("decode")
+
+
 def test_every_linear_mixer_of_transformers_is_a_target():
     assert not_looked_at() == []
 

@@ -32,8 +32,8 @@ AS_BUILT = "toy size"
 NOT_LINEAR = {"zaya": "softmax attention whose values are mixed with those of the token before"}
 
 
-def targets(profiles: Iterable[Profile] = PROFILES) -> list[Target]:
-    """A target for each model type that the installed transformers has.
+def targets(profiles: Iterable[Profile] | None = None) -> list[Target]:
+    """A target for each profile; by default for each of ours that the installed transformers has.
 
     Raises:
         ImportError: transformers is not installed.
@@ -41,10 +41,10 @@ def targets(profiles: Iterable[Profile] = PROFILES) -> list[Target]:
     import transformers
 
     transformers.logging.set_verbosity_error()  # of kernels that are not there, once for each
+    if profiles is None:
+        profiles = [p for p in PROFILES if hasattr(transformers, p.config)]
     found = []
     for profile in profiles:
-        if not hasattr(transformers, profile.config):
-            continue  # another version
         found.append(Target(profile.model_type, _Subjects(profile, profile.variants)))
         for label, changes in profile.apart.items():
             name = f"{profile.model_type} ({label})"
@@ -70,7 +70,7 @@ def of_class(model: type, written: str, profile: Profile | None = None) -> list[
 
 
 class _Subjects:
-    """The configurations of one profile, built when first asked for."""
+    """The configurations of one profile, built when first asked for, and kept."""
 
     def __init__(self, profile: Profile, variants: Mapping[str, Options], base: bool = True) -> None:
         self.profile = profile
@@ -80,15 +80,24 @@ class _Subjects:
     def models(self) -> dict[str, Any]:
         return {label: model_of(self.profile, options) for label, options in self.variants.items()}
 
-    def __call__(self, name: str) -> Sequence[Subject]:
-        contract = contract_of(self.profile, next(iter(self.models.values())))
-        of_mixer = name in OF_MIXERS and bool(self.profile.mixer)
-        kind = MixerSubject if of_mixer else ModelSubject
-        found = [
-            kind(self.profile, model, label, contract, self.variants[label])
+    @functools.cached_property
+    def contract(self) -> dict[str, str]:
+        return contract_of(self.profile, next(iter(self.models.values())))
+
+    @functools.cached_property
+    def of_models(self) -> list[Subject]:
+        return [
+            ModelSubject(self.profile, model, label, self.contract, self.variants[label])
             for label, model in self.models.items()
         ]
-        return found[:1] if of_mixer else found
+
+    @functools.cached_property
+    def of_mixer(self) -> list[Subject]:
+        label, model = next(iter(self.models.items()))
+        return [MixerSubject(self.profile, model, label, self.contract, self.variants[label])]
+
+    def __call__(self, name: str) -> Sequence[Subject]:
+        return self.of_mixer if name in OF_MIXERS and self.profile.mixer else self.of_models
 
 
 def contract_of(profile: Profile, model: Any) -> dict[str, str]:

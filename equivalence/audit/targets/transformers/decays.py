@@ -67,13 +67,10 @@ def _xlstm_resets(m: Any) -> None:
 
 
 MAMBA = Decays(_never, _always, None)
-ZAMBA = MAMBA
 MAMBA2 = Decays(_never, _always, _mamba2_resets)
 GATED_DELTA = Decays(_never, _always, _gated_delta_resets)
 QWEN3_NEXT = Decays(_never, _always, _qwen3_next_resets)
-KIMI = Decays(
-    lambda m: m.forget_gate.A_log.fill_(-40.0), lambda m: m.forget_gate.A_log.fill_(12.0), _kimi_resets
-)
+KIMI = Decays(lambda m: _never(m.forget_gate), lambda m: _always(m.forget_gate), _kimi_resets)
 RG_LRU = Decays(
     lambda m: m.rg_lru.recurrent_param.fill_(-40.0),
     lambda m: m.rg_lru.recurrent_param.fill_(1e4),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...subject import Case, Extreme, Inputs, Subject, Unsupported
+from ...subject import Case, Extreme, Inputs, Unsupported
 from .build import mixer_of
-from .exact import ExactFloat64
+from .configured import ConfiguredSubject
 from .profile import Options, Profile
 from .snippets import of_mixer
 
-RESETS = 3, 9, 10  # steps at which everything is forgotten, of
 LENGTH = 24
+RESETS = 3, 9, 10  # steps of these at which everything is forgotten
 
 
-class MixerSubject(Subject):
+class MixerSubject(ConfiguredSubject):
     """Hidden states in, hidden states out."""
 
     # Their chunks subtract cumulative sums, which costs digits where a gate closes: up to here that is what
@@ -36,9 +35,7 @@ class MixerSubject(Subject):
         changes: Options | None = None,
         mixer: nn.Module | None = None,
     ) -> None:
-        self.name = profile.model_type
-        self.profile, self.model, self.label, self.changes = profile, model, label, changes or {}
-        self.unsupported = unsupported or {}
+        super().__init__(profile, model, label, unsupported, changes)
         self.path, found = mixer_of(model, profile)
         self.mixer = found if mixer is None else mixer
 
@@ -59,9 +56,6 @@ class MixerSubject(Subject):
             raise Unsupported("masks and packing are looked at in whole models")
         x = inputs["hidden_states"]
         return self.profile.call(self.mixer, self.model.config, x, state, keep)
-
-    def exactly(self) -> contextlib.AbstractContextManager[object]:
-        return ExactFloat64()
 
     def at(self, dtype: torch.dtype) -> MixerSubject:
         mixer = copy.deepcopy(self.mixer).to(dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...subject import Case, Inputs, Subject, Unsupported
+from ...subject import Case, Inputs, Unsupported
 from .calls import CACHES, cache_name
-from .exact import ExactFloat64
+from .configured import ConfiguredSubject
 from .profile import Options, Profile
 from .snippets import of_model
 
 FIRST_TOKEN = 3  # those before it have meanings
 
 
-class ModelSubject(Subject):
+class ModelSubject(ConfiguredSubject):
     """Called as `generate` calls it: with masks of the whole row and positions that do not count padding."""
 
     def __init__(
@@ -30,9 +29,7 @@ class ModelSubject(Subject):
         unsupported: Mapping[str, str] | None = None,
         changes: Options | None = None,
     ) -> None:
-        self.name = profile.model_type
-        self.profile, self.model, self.label, self.changes = profile, model, label, changes or {}
-        self.unsupported = unsupported or {}
+        super().__init__(profile, model, label, unsupported, changes)
         self.parameters = inspect.signature(model.forward).parameters
         self.cache_name = cache_name(model.forward)
         # RWKV scales its weights in its first call.
@@ -44,9 +41,6 @@ class ModelSubject(Subject):
         return {
             "input_ids": torch.randint(FIRST_TOKEN, self.model.config.vocab_size, (rows, length), generator=g)
         }
-
-    def exactly(self) -> contextlib.AbstractContextManager[object]:
-        return ExactFloat64()
 
     def run(
         self,

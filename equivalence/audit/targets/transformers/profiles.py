@@ -107,7 +107,7 @@ PROFILES: tuple[Profile, ...] = (
             "layers_block_type": ["hybrid", "linear_attention", "hybrid", "linear_attention"],
         },
         apart=bias("mamba_proj_bias"),
-        decays=decays.ZAMBA,
+        decays=decays.MAMBA,
     ),
     Profile(
         "mamba2",
