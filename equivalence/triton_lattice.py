@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels import OuterDecay, recurrence, step
+from ..kernels import OuterDecay, step
 from .theorem import Counterexample
+from .theorems.problems import called
 
 # Chunks of 16 and a ragged one; split, segments of 64 and of 8. With erasure, which takes longer, less.
 LENGTHS = ({"fused": 40, "split": 72}, {"fused": 24, "split": 68})
@@ -169,18 +170,8 @@ def by_triton(case: Case, x: Tensors, device: str) -> Tensors:
     """The same by the public operator on the Triton backend."""
     y = _operands(case, x, device)
     leaves = {n: z.requires_grad_() for n, z in y.items() if n not in ("do", "dS")}
-    la: Any = leaves.get("log_decay")
-    if case.key_decay == "dt·A":
-        la = OuterDecay(leaves["log_decay"], leaves["outer"])
-    o, S = recurrence(
-        leaves["q"],
-        leaves["k"],
-        leaves["v"],
-        la,
-        leaves.get("log_decay_v"),
-        beta=leaves.get("beta"),
-        erase=(leaves["x"], leaves["y"]) if "x" in leaves else None,
-        initial_state=leaves["initial_state"],
+    o, S = called(
+        leaves,
         scale=SCALE,
         read=case.read,
         reverse=case.reverse,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ...kernels import delta, forms
+from ...kernels import OuterDecay, delta, forms, recurrence
 from ...kernels.order import AFTER, ALL_ORDERS, Order
 from ...kernels.steps import Slice, Steps
 from ..algebra import Element, Field, Integer, Log
@@ -119,6 +119,24 @@ def run_form(form: str, p: Problem, x: Operands) -> Run:
     pieces, state = available[form](steps(x, p.reverse), x.initial_state, p.order, p.block)
     outputs = torch.cat([piece.transpose(1, 2) for piece in pieces], 1)
     return Run(outputs.flip(1) if p.reverse else outputs, state)
+
+
+def called(leaves: Mapping[str, torch.Tensor], **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The public operator on tensors by the names of `Operands`, those that are absent left out."""
+    la: Any = leaves.get("log_decay")
+    if "outer" in leaves:
+        la = OuterDecay(la, leaves["outer"])
+    return recurrence(
+        leaves["q"],
+        leaves["k"],
+        leaves["v"],
+        la,
+        leaves.get("log_decay_v"),
+        beta=leaves.get("beta"),
+        erase=(leaves["x"], leaves["y"]) if "x" in leaves else None,
+        initial_state=leaves["initial_state"],
+        **options,
+    )
 
 
 def definition(p: Problem, x: Operands) -> Run:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ...kernels import OuterDecay, delta, forms, gradients, recurrence
+from ...kernels import delta, forms, gradients
 from ...kernels.order import READS
 from ..rounding import (
     DECIMAL,
@@ -46,7 +46,7 @@ from ..rounding import (
     distance,
 )
 from ..theorem import Budget, Collection, Counterexample, Side, Tally
-from .problems import HEADS, Operands, Problem, definition, run_form, steps
+from .problems import HEADS, Operands, Problem, called, definition, run_form, steps
 
 ABOUT_ROUNDING = {
     **dict.fromkeys(("exact", "bitwise", "coq"), "a statement about rounding"),
@@ -185,18 +185,8 @@ def by_torch(form: str, p: Problem, x: Operands, dtype: torch.dtype, dresults: A
         for n, y in x._asdict().items()
         if isinstance(y, np.ndarray)
     }
-    la: Any = leaves.get("log_decay")
-    if x.outer is not None:
-        la = OuterDecay(la, leaves["outer"])
-    o, S = recurrence(
-        leaves["q"],
-        leaves["k"],
-        leaves["v"],
-        la,
-        leaves.get("log_decay_v"),
-        beta=leaves.get("beta"),
-        erase=(leaves["x"], leaves["y"]) if "x" in leaves else None,
-        initial_state=leaves["initial_state"],
+    o, S = called(
+        leaves,
         scale=x.scale,
         read={order: read for read, order in READS.items()}[p.order],
         reverse=p.reverse,
