@@ -114,6 +114,24 @@ def headline(figure: Figure, title: str, subtitle: str, left: float) -> None:
     figure.text(x, y, "\n".join(plain), color=GREY, size=9, va="top")
 
 
+def framed(
+    title: str,
+    subtitle: str,
+    left: float,
+    right: float,
+    height: float,
+    width: float = 9.6,
+    bottom: float = 0.6,
+) -> tuple[Figure, Axes]:
+    """A figure of one pair of axes below its headline. All in inches; `height` is that of the axes."""
+    top = headroom(title, subtitle, width - left)
+    whole = top + height + bottom
+    figure = Figure(figsize=(width, whole))
+    axes = figure.add_axes((left / width, bottom / whole, (width - left - right) / width, height / whole))
+    headline(figure, title, subtitle, left)
+    return figure, axes
+
+
 def powers(text: str, bold: bool = False) -> str:
     """N^1.2 as mathematics."""
     return re.sub(r"N\^([\d.]+\d)", r"$\\mathbf{N^{\1}}$" if bold else r"$\\mathregular{N^{\1}}$", text)

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from ...kernels import recurrence
-from ..style import GREY, Drawn, headline, headroom, label_ends, style
+from ..style import GREY, Drawn, framed, label_ends, style
 from ..timing import machine, median_seconds, one_thread
 from .error_by_length import COLOURS, FORMS
 from .plan import Advance, Inputs, Plan, nothing
@@ -69,12 +68,8 @@ def finding(data: dict[str, Any]) -> str:
 def draw(data: dict[str, Any]) -> Drawn:
     title = finding(data)
     subtitle = f'The core, forward; medians on {data["machine"]}; circles: form="auto"'
-    width, left, right, bottom, plot = 9.6, 0.8, 1.4, 0.6, 3.7
-    top = headroom(title, subtitle, width - left)
-    height = top + plot + bottom
     with style():
-        figure = Figure(figsize=(width, height))
-        axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, plot / height))
+        figure, axes = framed(title, subtitle, left=0.8, right=1.4, height=3.7)
         ends = []
         for form, p in data["series"].items():
             ms = [1e3 * s for s in p["seconds"]]
@@ -92,7 +87,6 @@ def draw(data: dict[str, Any]) -> Drawn:
         axes.set_xlabel("sequence length, steps")
         axes.set_ylabel("time of one forward pass, ms")
         label_ends(axes, ends)
-        headline(figure, title, subtitle, left)
     return Drawn(NAME, title, CAPTION, data, figure)
 
 

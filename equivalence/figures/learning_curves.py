@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from ..style import Drawn, colour, dashes, headline, headroom, label_ends, style
+from ..style import Drawn, colour, dashes, framed, label_ends, style
 from ..training import Training
 from .plan import Advance, Inputs, Plan, nothing
 
@@ -58,12 +56,8 @@ def draw(data: dict[str, Any]) -> Drawn:
         f"{s['layers']} layers of width {s['d_model']}, "
         f"batches of {s['batch']} × {s['length']} bytes, seed {s['seed']}"
     )
-    width, left, right, bottom, plot = 9.6, 0.7, 2.3, 0.6, 4.0
-    top = headroom(title, subtitle, width - left)
-    height = top + plot + bottom
     with style():
-        figure = Figure(figsize=(width, height))
-        axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, plot / height))
+        figure, axes = framed(title, subtitle, left=0.7, right=2.3, height=4.0)
         ends = []
         for name, m in data["mixers"].items():
             steps, loss = m["steps"], m["validation_bits_per_byte"]
@@ -80,7 +74,6 @@ def draw(data: dict[str, Any]) -> Drawn:
         axes.set_xlabel("training steps")
         axes.set_ylabel("validation loss, bits per byte")
         label_ends(axes, ends)
-        headline(figure, title, subtitle, left)
     return Drawn(NAME, title, CAPTION, data, figure)
 
 

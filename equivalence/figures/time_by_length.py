@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from ...mixers import registry
-from ..style import Drawn, colour, dashes, headline, headroom, label_ends, powers, style
+from ..style import Drawn, colour, dashes, framed, label_ends, powers, style
 from ..timing import exponent, machine, median_seconds, one_thread
 from .plan import Advance, Inputs, Plan, nothing
 
@@ -85,12 +84,8 @@ def draw(data: dict[str, Any]) -> Drawn:
         f"One layer of width {data['d_model']}, batch 1, {data['dtype']}; medians on {data['machine']}; "
         f"exponents fitted to the {FITTED} longest lengths"
     )
-    width, left, right, bottom, plot = 9.6, 0.8, 2.4, 0.6, 4.3
-    top = headroom(title, subtitle, width - left)
-    height = top + plot + bottom
     with style():
-        figure = Figure(figsize=(width, height))
-        axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, plot / height))
+        figure, axes = framed(title, subtitle, left=0.8, right=2.4, height=4.3)
         ends = []
         for name, m in data["mixers"].items():
             ms = [1e3 * s for s in m["seconds"]]
@@ -115,7 +110,6 @@ def draw(data: dict[str, Any]) -> Drawn:
         axes.set_xlabel("sequence length N, steps")
         axes.set_ylabel("time of one forward pass, ms")
         label_ends(axes, ends)
-        headline(figure, title, subtitle, left)
     return Drawn(NAME, title, CAPTION, data, figure)
 
 

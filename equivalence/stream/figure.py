@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
 from ...mixers import HybridConfig, HybridLM
-from ..style import GREY, INK, PALETTE, headline, headroom, label_ends, style
+from ..style import GREY, INK, PALETTE, framed, label_ends, style
 from ..timing import median_seconds
 from .reading import Plan, Reader
 
@@ -90,12 +89,8 @@ def draw(found: dict[str, Any], file: Path) -> None:
         f"one's at {lengths[0]:,} tokens. Dots were measured; lines are (1 − P) N + P N² with the costs of a "
         f"token and of a pair from {lengths[-2]:,} and {lengths[-1]:,} tokens"
     )
-    width, left, right, bottom, plot = 9.6, 0.9, 2.6, 0.6, 4.4
-    top = headroom(title, subtitle, width - left)
-    height = top + plot + bottom
     with style():
-        figure = Figure(figsize=(width, height))
-        axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, plot / height))
+        figure, axes = framed(title, subtitle, left=0.9, right=2.6, height=4.4)
         ends = []
         shares = {
             "linear": (0.0, PALETTE[0], "linear"),
@@ -117,7 +112,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
             (
                 longest,
                 stream[-1]["seconds"] / unit,
-                f"this stream: {found['plan']['mixer']}, read",
+                f"this stream, {found['plan']['mixer']}",
                 PALETTE[2],
             )
         )
@@ -127,5 +122,4 @@ def draw(found: dict[str, Any], file: Path) -> None:
         axes.set_xlabel("tokens N")
         axes.set_ylabel("time of a layer, relative")
         label_ends(axes, ends)
-        headline(figure, title, subtitle, left)
         figure.savefig(file, dpi=150)
