@@ -242,3 +242,8 @@ def init_linears(module: nn.Module, std: float) -> None:
             nn.init.normal_(m.weight, std=std)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
+
+
+def zeroed(valid: Tensor, y: Tensor) -> Tensor:
+    """y [B, T, H, D] where valid [B, T], 0 elsewhere, whatever y holds there."""
+    return torch.where(valid[..., None, None], y, torch.zeros_like(y))

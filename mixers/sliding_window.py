@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import MixerState, Tokens
+from .parts import zeroed
 
 BLOCK = 256  # queries at a time, or a window if that is longer: the cost is linear in T
 
@@ -37,7 +38,7 @@ def _rows(
     T, before = k.shape[1], window - 1
     if tokens.valid is not None:
         # Padding, on the right, is seen by no valid query.
-        k, v = (torch.where(tokens.valid[..., None, None], y, torch.zeros_like(y)) for y in (k, v))
+        k, v = (zeroed(tokens.valid, y) for y in (k, v))
     keys, values = (
         torch.cat([old.to(new.dtype), new], 1) for old, new in ((state.keys, k), (state.values, v))
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .arguments import flag, number, whole
 from .base import Mixer, MixerState, Tokens, head_count, head_size, state_part
-from .parts import angles, rotary_frequencies, rotate_pairs
+from .parts import angles, rotary_frequencies, rotate_pairs, zeroed
 from .sliding_window import slide
 
 
@@ -115,7 +115,7 @@ class SoftmaxAttention(Mixer):
             o, keys, values = packed(q, k, v, state, tokens, tokens.segment)
         elif cached == 0:
             # Padding, on the right, is seen by no valid query.
-            keys, values = (y if tokens.valid is None else _zeroed(tokens.valid, y) for y in (k, v))
+            keys, values = (y if tokens.valid is None else zeroed(tokens.valid, y) for y in (k, v))
             o = self._attend(q, k, v, None)
         else:
             keys, values = (_write(old, new, tokens) for old, new in ((state.keys, k), (state.values, v)))
@@ -179,7 +179,7 @@ class SoftmaxAttention(Mixer):
             rows, new = torch.tensor(members, device=device), steps[:longest]
             queries = q[0][(starts[rows, None] + new).clamp(max=T - 1)]
             # Another sequence's token in the padding would be harmless but for NaN.
-            queries = _zeroed(new < tokens.lengths[rows, None], queries)
+            queries = zeroed(new < tokens.lengths[rows, None], queries)
             seen_k, seen_v = (y[rows, : S + longest].to(q.dtype) for y in (keys, values))
             visible = None
             if S:
@@ -228,14 +228,10 @@ class SoftmaxAttention(Mixer):
         return scores.masked_fill(unseen, -torch.inf).softmax(-1)
 
 
-def _zeroed(valid: Tensor, y: Tensor) -> Tensor:
-    return torch.where(valid[..., None, None], y, torch.zeros_like(y))
-
-
 def _write(old: Tensor, new: Tensor, tokens: Tokens) -> Tensor:
     """The cache with the new tokens at their positions; padding is written as zeros behind them."""
     if tokens.valid is not None:
-        new = _zeroed(tokens.valid, new)
+        new = zeroed(tokens.valid, new)
     at = tokens.position[..., None, None].expand_as(new)
     if tokens.inplace and old.dtype == new.dtype and not torch.compiler.is_compiling():
         return _grown(old, new.shape[1]).scatter_(1, at, new)
