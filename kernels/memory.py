@@ -1,0 +1,50 @@
+"""Results into memory that is there.
+
+A block of steps is small enough for a cache, but only where its results fall into the memory of the last block's.
+`into` runs an operation and keeps its result's memory under a name, inside `reusing()`; a result of that name
+lives until the next one. Elsewhere (proofs, derivatives of the gradient) every result is a new one: the code
+is the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class _Here(threading.local):
+    kept: dict[Hashable, Any] | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def reusing(reuse: bool = True) -> Iterator[None]:
+    """Memory of its own for what runs inside, or (False) new memory for every result."""
+    before = _here.kept
+    _here.kept = {} if reuse else None
+    try:
+        yield
+    finally:
+        _here.kept = before
+
+
+def forget() -> None:
+    """Lets go of all memory: the next results have other sizes."""
+    if _here.kept is not None:
+        _here.kept = {}
+
+
+def into(name: Hashable, operation: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """operation(*args), in the memory of the last result of this name. No argument may lie in it, unless the
+    operation goes element by element."""
+    if _here.kept is None:
+        return operation(*args, **options)
+    memory = _here.kept.get(name)
+    if memory is None:
+        result = _here.kept[name] = operation(*args, **options)
+        return result
+    return operation(*args, **options, out=memory)
