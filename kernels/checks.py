@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import triton_core
+from . import numba_core, triton_core
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Callers compute log-decays in floating point, and finite differences step around 0.
@@ -279,6 +279,8 @@ def chunk_size(x: object) -> None:
 
 def backend(name: str, form: str, v: Tensor, erased: int = 0) -> None:
     """The chosen backend can run here, and has the chosen form. erased: keys of a head, if it erases."""
+    if name == "numba":
+        numba(form, v, erased)
     if name != "triton":
         return
     if erased > (most := triton_core.most_keys(v)):
@@ -296,4 +298,21 @@ def backend(name: str, form: str, v: Tensor, erased: int = 0) -> None:
         raise ValueError(
             f"backend is 'triton' with tensors on {v.device}; accepted: tensors on a GPU with triton "
             "installed, or any tensors under Triton's interpreter (TRITON_INTERPRET=1)"
+        )
+
+
+def numba(form: str, v: Tensor, erased: int) -> None:
+    """Numba's kernels can run here and have the chosen form."""
+    if erased:
+        raise ValueError(
+            "backend is 'numba' with beta or erase, which couple a step's keys; accepted: 'auto' or 'torch'"
+        )
+    if form not in ("auto", "recurrent"):
+        raise ValueError(f"form is {form!r} with backend 'numba'; accepted: 'auto' or 'recurrent'")
+    if v.device.type != "cpu":
+        raise ValueError(f"backend is 'numba' with tensors on {v.device}; accepted: tensors on the CPU")
+    if not numba_core.installed():
+        raise ValueError(
+            "backend is 'numba' where Numba is not installed, or NUMBA_DISABLE_JIT is set; accepted: 'auto', "
+            "'torch', or this after `pip install mixerzoo[numba]`"
         )

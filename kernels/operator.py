@@ -14,7 +14,8 @@ from .order import READS
 
 FORMS = ("auto", "parallel", "chunk", "recurrent", "scan")
 DELTA_FORMS = FORMS[:-1]  # with beta or erase
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "triton", "numba")
+STEP_BACKENDS = BACKENDS[:-1]
 SCHEDULES = ("auto", "fused", "split")
 PRECISIONS = (None, "tf32")
 
@@ -83,12 +84,13 @@ def recurrence(
         form: "parallel", "chunk", "recurrent" or "scan", the same function each; "auto" takes
             the one with the least estimated cost (`kernels/choose.py`). With beta or erase there is no
             "scan": its elements would be K x K matrices.
-        backend: "torch", "triton", or "auto": triton for tensors on a GPU, torch otherwise.
-        schedule: of the Triton kernels: "fused" keeps the state on chip through the sequence,
-            "split" computes the states between chunks first and then all outputs at once.
-        precision: None computes matrix products in full for the dtype; "tf32" lets float32
-            inputs use tf32 tensor cores on a GPU.
-        chunk_size: steps per chunk (64 by default).
+        backend: "torch"; "triton"; "numba", kernels for the CPU that go step by step, without beta or erase;
+        or "auto": triton for tensors on a GPU, and on the CPU, where Numba is installed, numba for long
+        sequences of heads whose keys or values are fewer than 16 (form and chunk_size left open); torch
+        otherwise. schedule: of the Triton kernels: "fused" keeps the state on chip through the sequence,
+        "split" computes the states between chunks first and then all outputs at once. precision: None
+        computes matrix products in full for the dtype; "tf32" lets float32 inputs use tf32 tensor cores on a
+        GPU. chunk_size: steps per chunk (64 by default).
 
     Returns:
         o [B, T, H, V] in v's dtype, and the final state [B or N, H, K, V] in the accumulation
@@ -226,7 +228,7 @@ def step(
     checks.number("scale", scale)
     checks.one_of("read", read, tuple(READS))
     checks.flag("inplace", inplace)
-    checks.one_of("backend", backend, BACKENDS)
+    checks.one_of("backend", backend, STEP_BACKENDS)
     if mask is not None:
         mask = checks.valid_mask("mask", mask, (B,), "[B]", device)
     x, y = erase_t or (None, None)

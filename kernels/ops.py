@@ -1,7 +1,7 @@
 """The operator as torch sees it: `mixerzoo::recurrence` and its gradient, with fake and autograd.
 
-Inside, a backend runs: torch (the forms in this folder) or Triton. The gradient of the gradient
-differentiates the torch formula, so that derivatives of every order exist with either backend.
+Inside, a backend runs: torch (the forms in this folder), Triton or Numba. The gradient of the gradient
+differentiates the torch formula, so that derivatives of every order exist with every backend.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from . import checks, delta, forms, gradients, triton_core
+from . import checks, delta, forms, gradients, numba_core, triton_core
 from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
 from .order import READS
 from .steps import Gradients, Steps
@@ -90,6 +90,23 @@ def uses_triton(x: Operands, o: Options) -> bool:
         return False
     forms = ("auto", "chunk") if x.erases else ("auto", "chunk", "recurrent")
     return x.v.is_cuda and o.form in forms and triton_core.available(x.v)
+
+
+# Heads with fewer keys or values leave a matrix unit nothing to do (as in triton_core/config.py), and as many
+# numbers of states over all steps take longer than a call of a kernel.
+NARROW, LONG = 16, 1 << 18
+
+
+def uses_numba(x: Operands, o: Options) -> bool:
+    """On the CPU, where a state goes step by step anyway and a kernel may do it."""
+    if o.backend != "auto":
+        return o.backend == "numba"
+    if x.erases or o.form != "auto" or o.chunk_size is not None or not numba_core.available(x.v):
+        return False
+    b, t, h, V = x.v.shape
+    K = x.k.shape[3]
+    long = b * t * h * K * V >= LONG and h * V >= NARROW
+    return min(K, V) < NARROW and long and form_of(x, o) in ("recurrent", "scan")
 
 
 @contextmanager
@@ -304,22 +321,35 @@ def _recurrence(
     )
     o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size, save)
     on_triton = uses_triton(x, o)
-    if checks.always_checking() or (checks.checking(v) and not on_triton):
-        seen = apply_mask(x)
-        if outer is None:
-            checks.log_values("log_decay", seen.log_decay)
-        elif seen.log_decay is not None:
-            checks.outer_values(seen.log_decay, outer)
-        checks.log_values("log_decay_v", seen.log_decay_v)
+    on_numba = not on_triton and uses_numba(x, o)
+    # Numba's kernels look at log-decays on the way, but for dt · A.
+    if checks.always_checking() or (
+        checks.checking(v) and not on_triton and not (on_numba and outer is None)
+    ):
+        _check_values(x)
+    saved = None
     if on_triton:
         out, state, saved = triton_core.forward(*_for_triton(x), **_triton_options(o), save=save)
+    elif on_numba:
+        out, state, saved, legal = numba_core.forward(*_for_numba(x), **_numba_options(o), save=save)
+        out = out.to(v.dtype)
+        if not legal:
+            _check_values(x)
     else:
         out, state = torch_forward(x, o)
-        saved = None
     # An operator's results may not share memory with its arguments (T = 0 hands the state through).
     if initial_state is not None and state.data_ptr() == initial_state.data_ptr():
         state = state.clone()
     return out, state, v.new_empty(0, dtype=state.dtype) if saved is None else saved
+
+
+def _check_values(x: Operands) -> None:
+    seen = apply_mask(x)
+    if x.outer is None:
+        checks.log_values("log_decay", seen.log_decay)
+    elif seen.log_decay is not None:
+        checks.outer_values(seen.log_decay, x.outer)
+    checks.log_values("log_decay_v", seen.log_decay_v)
 
 
 def _for_triton(x: Operands) -> Operands:
@@ -337,6 +367,29 @@ def _triton_options(o: Options) -> dict[str, Any]:
         "chunk_size": o.chunk_size,
         "regime": None if o.form == "auto" else o.form,
     }
+
+
+def _for_numba(x: Operands) -> tuple[Any, ...]:
+    """Its kernels know no mask, and take offsets as numbers."""
+    y = apply_mask(x)
+    offsets = None
+    if x.cu_seqlens is not None:
+        offsets = x.cu_seqlens.tolist()
+        checks.seqlen_values(offsets, x.v.shape[1])
+    return y.q, y.k, y.v, y.log_decay, y.outer, y.log_decay_v, y.initial_state, offsets
+
+
+def _numba_options(o: Options) -> dict[str, Any]:
+    return {"scale": o.scale, "read": o.read, "reverse": o.reverse}
+
+
+def _numba_backward(
+    do: Tensor | None, dstate: Tensor | None, saved: Tensor, x: Operands, o: Options
+) -> tuple[Tensor | None, ...]:
+    kept = saved if saved.numel() else None
+    do = _cotangents(x, do, dstate)[0]
+    q, k, v, la, outer, lb, state = numba_core.backward(do, dstate, kept, *_for_numba(x), **_numba_options(o))
+    return _flat(unmask_gradients(Gradients(q, k, v, la, lb, outer=outer), x), state)
 
 
 def _fake_recurrence(
@@ -361,6 +414,8 @@ def _fake_recurrence(
     saved: tuple[int, ...] = (0,)
     if o.save and uses_triton(x, o):
         saved = triton_core.saved_shape(*x, **_triton_options(o))
+    elif o.save and uses_numba(x, o):
+        saved = numba_core.saved_shape(v.shape, k.shape[3], None if cu_seqlens is None else state_shape(x)[0])
     return v.new_empty(v.shape), v.new_empty(state_shape(x), dtype=_acc(x)), v.new_empty(saved, dtype=_acc(x))
 
 
@@ -401,6 +456,8 @@ def _recurrence_backward(
     if uses_triton(x, o):
         kept = saved if saved.numel() else None
         grads = triton_core.backward(do, dstate, kept, *_for_triton(x), **_triton_options(o))
+    elif uses_numba(x, o):
+        grads = _numba_backward(do, dstate, saved, x, o)
     else:
         grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o))
     return tuple(  # type: ignore[return-value]
@@ -423,7 +480,7 @@ def _cotangents(x: Operands, do: Tensor | None, dstate: Tensor | None) -> tuple[
     )
 
 
-def _flat(g: Gradients, dstate: Tensor) -> tuple[Tensor | None, ...]:
+def _flat(g: Gradients, dstate: Tensor | None) -> tuple[Tensor | None, ...]:
     """In the order of Operands."""
     return g.q, g.k, g.v, g.la, g.outer, g.lb, g.beta, g.x, g.y, dstate
 

@@ -35,7 +35,7 @@ def main(wheel: Path) -> None:
         assert not extra, f"{wheel.name} puts {sorted(extra)} at the top level; accepted: mixerzoo alone"
         for package in PACKAGES:
             assert f"mixerzoo/{package}/py.typed" in names, f"mixerzoo/{package}/py.typed is missing"
-        kinds = ("*.py", "*.v", "_CoqProject")
+        kinds = ("*.py", "*.v", "_CoqProject", "*.cpp")
         sources = {p.as_posix() for package in PACKAGES for k in kinds for p in Path(package).rglob(k)}
         missing = {s for s in sources if f"mixerzoo/{s}" not in names}
         assert not missing, f"{wheel.name} lacks {sorted(missing)}"
