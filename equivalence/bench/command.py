@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..text import check_file
-from . import decoding, growth, layers, products, references
+from . import decoding, elementwise, growth, layers, memory, products, references
 from .bar import Bar, Effort, Result, look
 
 EXAMPLES = """examples:
@@ -29,8 +29,11 @@ is missed by less than a quarter may be met on a quiet one. References from tran
 """
 
 
+GROUPS = (products, references, elementwise, layers, decoding, growth, memory)
+
+
 def bars() -> dict[str, Bar]:
-    every = [b for module in (products, references, layers, decoding, growth) for b in module.bars()]
+    every = [b for module in GROUPS for b in module.bars()]
     return {f"{b.group}/{b.name}": b for b in every}
 
 

@@ -14,7 +14,7 @@ HEADS, DIM, TIMES = 8, 64, 200
 Operands = tuple[torch.Tensor, ...]
 
 
-def _operands(rows: int) -> Operands:
+def operands(rows: int) -> Operands:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(rows, HEADS, DIM, generator=g) for _ in range(3))
     return q, k, v, -torch.rand(rows, HEADS, generator=g), torch.zeros(rows, HEADS, DIM, DIM)
@@ -47,11 +47,11 @@ def plain(x: Operands) -> Callable[[], None]:
 
 
 def against_plain(rows: int, effort: Effort) -> Measured:
-    return in_turns(forward(ours(_operands(rows))), forward(plain(_operands(rows))), effort)
+    return in_turns(forward(ours(operands(rows))), forward(plain(operands(rows))), effort)
 
 
 def batch(effort: Effort) -> Measured:
-    return in_turns(forward(ours(_operands(64))), forward(ours(_operands(1))), effort)
+    return in_turns(forward(ours(operands(64))), forward(ours(operands(1))), effort)
 
 
 def bars() -> list[Bar]:

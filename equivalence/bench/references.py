@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels import OuterDecay, recurrence
+from ...kernels import OuterDecay, numba_core, recurrence
 from ...mixers.base import Tokens
 from ...mixers.sequences import stabilise
 from .bar import Bar, Effort, Measured, Missing, forward, forward_and_backward, in_turns
@@ -193,7 +193,8 @@ def rwkv_ours(x: Inputs) -> Tensor:
     written = torch.cat([e * v, e], -1)[:, :, None]
     one = torch.ones_like(written[..., :1])
     decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]
-    above, below = recurrence(one, one, written, log_decay_v=decay, read="before")[0][:, :, 0].chunk(2, -1)
+    o, _ = recurrence(one, one, written, log_decay_v=decay, read="before", backend="torch")
+    above, below = o[:, :, 0].chunk(2, -1)
     return (past * above + now * v) / (past * below + now)
 
 
@@ -209,7 +210,8 @@ def rg_lru_theirs(x: Inputs) -> Tensor:
 
 def elementwise_ours(x: Inputs) -> Tensor:
     one = x["x"].new_ones(1, x["x"].shape[1], 1, 1)
-    return recurrence(one, one, x["x"][:, :, None], None, x["la"][:, :, None])[0][:, :, 0]
+    o, _ = recurrence(one, one, x["x"][:, :, None], None, x["la"][:, :, None], backend="torch")
+    return o[:, :, 0]
 
 
 def mamba_inputs(T: int) -> Inputs:
@@ -228,10 +230,16 @@ def mamba_theirs(x: Inputs) -> Tensor:
     return scan(xs, dt, x["A"], B, C).transpose(1, 2)
 
 
-def mamba_ours(x: Inputs) -> Tensor:
+def mamba_ours(x: Inputs, backend: str = "torch") -> Tensor:
     B, C = (x[n][:, :, None] for n in ("B", "C"))
     v = (x["dt"] * x["x"])[..., None]
-    return recurrence(C, B, v, OuterDecay(x["dt"], x["A"]))[0][..., 0]
+    return recurrence(C, B, v, OuterDecay(x["dt"], x["A"]), backend=backend)[0][..., 0]
+
+
+def mamba_numba(x: Inputs) -> Tensor:
+    if not numba_core.installed():
+        raise Missing("numba")
+    return mamba_ours(x, "numba")
 
 
 CORES = (
@@ -245,6 +253,7 @@ CORES = (
     Core("rwkv4", "width 1024", rwkv_inputs, rwkv_theirs, rwkv_ours, 8, 100),
     Core("rg-lru", "width 1024", rg_lru_inputs, rg_lru_theirs, elementwise_ours, 12, 1500),
     Core("mamba", "d_inner 1536, N 16", mamba_inputs, mamba_theirs, mamba_ours, 30, 700, 512),
+    Core("mamba-numba", "d_inner 1536, N 16", mamba_inputs, mamba_theirs, mamba_numba, 50, 1500, 512),
 )
 
 

@@ -6,9 +6,11 @@ from functools import partial
 import pytest
 import torch
 
-from mixerzoo.equivalence.bench import command, decoding, products, references
+from mixerzoo.equivalence.bench import command, decoding, elementwise, memory, products, references, yardstick
 from mixerzoo.equivalence.bench.bar import Bar, Effort, Measured, Missing, in_turns, look
 from mixerzoo.equivalence.cli import main
+from mixerzoo.kernels import OuterDecay, recurrence
+from oracle import error
 
 
 def bar(ratio, **wanted):
@@ -43,6 +45,8 @@ def test_calls_are_measured_in_turns():
 @pytest.mark.parametrize("core", references.CORES, ids=lambda c: c.name)
 def test_references_compute_the_same(core):
     pytest.importorskip("transformers")
+    if core.name.endswith("numba"):
+        pytest.importorskip("numba")
     x = core.inputs(128)
     theirs, ours = core.theirs(x), core.ours(x)
     assert theirs.shape == ours.shape
@@ -65,7 +69,7 @@ def test_a_reference_that_computes_something_else_is_no_yardstick():
 
 
 def test_the_plain_step_is_a_step():
-    q, k, v, la, S = decoding._operands(2)
+    q, k, v, la, S = decoding.operands(2)
     from mixerzoo.kernels import step
 
     state = S
@@ -93,6 +97,81 @@ def test_products_are_those_of_a_chunk():
     assert backward == pytest.approx(((C - 1) * (3 * K + 2 * V) + 10 * K * V) / whole)
 
 
+@pytest.mark.parametrize("T", [1, 70])
+@pytest.mark.parametrize("name", ["mamba", "hgrn"])
+def test_the_yardstick_computes_the_same(name, T):
+    """Outputs, the final state, and the gradients of both: blocks of 32 steps, the last one ragged."""
+    try:
+        yardstick.library()
+    except Missing as e:
+        pytest.skip(str(e))
+    core = next(c for c in elementwise.CORES if c.name == name)
+    x = {n: y.requires_grad_() for n, y in core.inputs(T, 128).items()}
+    if name == "mamba":
+        by_hand = yardstick.mamba(x["dt"][0], x["A"], x["B"][0], x["C"][0], x["x"][0])
+        v = (x["dt"] * x["x"])[..., None]
+        o, S = recurrence(
+            x["C"][:, :, None], x["B"][:, :, None], v, OuterDecay(x["dt"], x["A"]), backend="torch"
+        )
+        ours = o[0, ..., 0], S[0, ..., 0]
+    else:
+        by_hand = yardstick.hgrn(x["l"][0], x["v"][0])
+        one = torch.ones(1, T, 1, 1)
+        o, S = recurrence(one, one, x["v"][:, :, None], None, x["l"][:, :, None], backend="torch")
+        ours = o[0, :, 0], S[0, 0, 0]
+    assert torch.equal(core.by_hand(x), by_hand[0]) and error(core.ours(x, "torch"), by_hand[0]) < 1e-6
+    g = [torch.randn_like(y) for y in ours]
+    leaves = list(x.values())
+    found = [[*y, *torch.autograd.grad(y, leaves, g)] for y in (by_hand, ours)]
+    for one, other in zip(*found, strict=True):
+        assert error(one, other) < 2e-6
+
+
+def test_the_yardstick_refuses_what_it_does_not_do():
+    try:
+        yardstick.library()
+    except Missing as e:
+        pytest.skip(str(e))
+    x = torch.zeros(3, 5)
+    with pytest.raises(ValueError, match="has 5 channels; accepted: a multiple of"):
+        yardstick.hgrn(x, x)
+    x = torch.zeros(3, 128, dtype=torch.float64)
+    with pytest.raises(TypeError, match="accepted: float32"):
+        yardstick.hgrn(x, x)
+
+
+def test_without_a_compiler_the_yardstick_is_missing(monkeypatch):
+    yardstick.library.cache_clear()
+    monkeypatch.setattr(yardstick, "compilers", list)
+    (result,) = [look(b, Effort(1, 0.0, True)) for b in elementwise.bars() if b.name == "hgrn-torch-forward"]
+    assert result.ratio is None and "C++ compiler" in result.missing
+    monkeypatch.setattr(yardstick, "compilers", lambda: ["false"])
+    with pytest.raises(Missing, match=r"compiles elementwise\.cpp"):
+        yardstick.library()
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="needs Linux's /proc")
+def test_memory_is_seen():
+    """What lives at once is counted, and what comes back is not."""
+    size = 1 << 26
+
+    def call(n):
+        kept = [torch.ones(size // 4) for _ in range(n)]
+        return kept[:1]
+
+    for n in (1, 3):
+        assert memory.most(lambda n=n: call(n)) == pytest.approx((n - 1) * size, abs=size / 16)
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="needs Linux's /proc")
+def test_what_a_walk_needs():
+    """A process of its own; a call that keeps B·T·D·N would be seen."""
+    m = memory.measure("mamba", "torch", False, effort=Effort(quick=True), T=2048)
+    assert m.other == 4 * 512 * 1536 * 16 and m.ratio < 0.5
+    bars = {b.name: b for b in memory.bars()}
+    assert {"mamba-torch-forward", "mamba-numba-forward-backward", "stream", "decode"} <= set(bars)
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "bars", lambda: {"group/name": bar(3.0, at_most=2.0)})
     file = tmp_path / "bench.json"
@@ -109,5 +188,6 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 def test_every_bar_has_a_name_of_its_own():
     every = command.bars()
     groups = {name.partition("/")[0] for name in every}
-    assert {"products", "attention", "references", "decoding", "growth", "import"} <= groups
+    assert {"products", "attention", "references", "elementwise", "decoding", "growth", "import"} <= groups
+    assert "memory" in groups
     assert all((b.at_most is None) != (b.at_least is None) for b in every.values())
