@@ -139,7 +139,7 @@ class Mixer(nn.Module):
 
     Attributes:
         d_model: width of x and y.
-        backend: "auto", "torch" or "triton", passed on to the core.
+        backend: "auto", "torch", "triton" or "numba", passed on to the core.
         forms: what `forward` takes for `form`.
         causal: whether outputs depend on no later input. What is not causal has no state and no step.
     """

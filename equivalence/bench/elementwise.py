@@ -41,14 +41,19 @@ def mamba_inputs(T: int, channels: int = 1536) -> Inputs:
     }
 
 
+def flat(x: Tensor) -> Tensor:
+    """[1, T, ...] to [T, channels], as a view whose gradient is one."""
+    return x.view(x.shape[1], -1)
+
+
 def mamba_ours(x: Inputs, backend: str) -> Tensor:
-    B, C = (x[n][:, :, None] for n in ("B", "C"))
-    v = (x["dt"] * x["x"])[..., None]
-    return recurrence(C, B, v, OuterDecay(x["dt"], x["A"]), backend=backend)[0][0, :, :, 0]
+    B, C = (x[n].unsqueeze(2) for n in ("B", "C"))
+    v = (x["dt"] * x["x"]).unsqueeze(-1)
+    return flat(recurrence(C, B, v, OuterDecay(x["dt"], x["A"]), backend=backend)[0])
 
 
 def mamba_by_hand(x: Inputs) -> Tensor:
-    return yardstick.mamba(x["dt"][0], x["A"], x["B"][0], x["C"][0], x["x"][0])[0]
+    return yardstick.mamba(flat(x["dt"]), x["A"], flat(x["B"]), flat(x["C"]), flat(x["x"]))[0]
 
 
 def hgrn_inputs(T: int, channels: int = 1024) -> Inputs:
@@ -59,12 +64,12 @@ def hgrn_inputs(T: int, channels: int = 1024) -> Inputs:
 
 def hgrn_ours(x: Inputs, backend: str) -> Tensor:
     one = x["v"].new_ones(()).expand(1, x["v"].shape[1], 1, 1)
-    v, l = (x[n][:, :, None] for n in ("v", "l"))
-    return recurrence(one, one, v, None, l, backend=backend)[0][0, :, 0]
+    v, l = (x[n].unsqueeze(2) for n in ("v", "l"))
+    return flat(recurrence(one, one, v, None, l, backend=backend)[0])
 
 
 def hgrn_by_hand(x: Inputs) -> Tensor:
-    return yardstick.hgrn(x["l"][0], x["v"][0])[0]
+    return yardstick.hgrn(flat(x["l"]), flat(x["v"]))[0]
 
 
 CORES = (

@@ -25,7 +25,22 @@ import numpy
 from numba import carray, njit
 
 from ..checks import ROUNDING
-from .problem import BLOCK, CONSTANT, DO, KEYS, LOG_A, LOG_B, OUTER, QUERIES, STEPS, VALUES, VECTOR, VECTORS
+from .problem import (
+    BLOCK,
+    CONSTANT,
+    DO,
+    KEYS,
+    LANE,
+    LOG_A,
+    LOG_B,
+    OUTER,
+    QUERIES,
+    STEPS,
+    TIME,
+    VALUES,
+    VECTOR,
+    VECTORS,
+)
 from .rows import (
     add_rows,
     exp_rows,
@@ -40,13 +55,14 @@ from .rows import (
     take_states,
     times_rows,
 )
-from .vectors import above, count, exp, lanes, load, pointer, splat, spread, store
+from .vectors import above, count, exp, lanes, load, pointer, prefetch, splat, spread, store
 
 # The words: counters and sizes, then rows of SIZES whole numbers, three addresses, and those of arrays.
 THREADS, TASKS, ALL_TASKS, WIDTH, SCRATCH, SCRATCH_BYTES, ILLEGAL, HEAD = 0, 1, 2, 3, 4, 5, 6, 8
 SIZES, POINTERS = 14, 17
 MANY = 1 << 40  # elements: more than any array has
 
+AHEAD = 16  # steps for which memory is asked early
 LOG = 2  # of gate: one decay for the one key, whose exp is taken where it is used
 
 
@@ -177,6 +193,29 @@ def forward(kind: Kind, number: Any, sources: int) -> Callable[..., None]:
                     fill(h, 0.0, K * W)
                 if key == OUTER:
                     rates(a, A, K, l0, l1, V, W)
+                if gate == LOG and not apart:
+                    logs_of, at_log = (lb, at[LOG_B]) if valued else (la, at[LOG_A])
+                    dense = at[VALUES, LANE] == 1 and at_log[LANE] == 1
+                    if dense and full == l1 - l0:
+                        # Nothing is used twice: from memory to memory.
+                        lt, vt = at_log[TIME], at[VALUES, TIME]
+                        for i in range(length):
+                            row = first + (i if step > 0 else length - 1 - i)
+                            if saving and i % BLOCK == 0:
+                                give(states[i // BLOCK * channels :], h, 0, 1, 1, channels, l0, l1, W)
+                            x = spread(k, row * kt + head_k)
+                            y = spread(q, row * qt + head_q) * splat(h, scale)
+                            of_log, of_v, of_o = row * lt + l0, row * vt + l0, row * channels + l0
+                            for j in range(0, full, L):
+                                prefetch(logs_of, of_log + j + AHEAD * step * lt)
+                                prefetch(v, of_v + j + AHEAD * step * vt)
+                                s, log = load(h, j), load(logs_of, of_log + j)
+                                found |= above(log, ROUNDING)
+                                new = exp(log) * s + x * load(v, of_v + j)
+                                store(o, of_o + j, y * (s if strict else new))
+                                store(h, j, new)
+                        give_states(final, h, K, V, l0, l1, W)
+                        continue
                 for start in range(0, length, BLOCK):
                     n = min(BLOCK, length - start)
                     row = first + (start if step > 0 else length - 1 - start)

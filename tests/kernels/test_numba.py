@@ -101,6 +101,20 @@ def test_every_layout(H: int, K: int, V: int, heads: Any, decay: str, value_deca
         same(operands(B, T, H, K, V, decay, value_decay, heads=heads))
 
 
+def test_one_key_from_memory_to_memory() -> None:
+    """Whole vectors, side by side in memory; the same where they are not, and where sequences are packed."""
+    for V in (64, 70):
+        for decay, value_decay in (("none", "BTHV"), ("none", "HV")):
+            xs = operands(1, 70, 1, 1, V, decay, value_decay, sequences=3)
+            packed = torch.tensor([0, 33, 40, 70])
+            same(xs, read="before", reverse=True, cu_seqlens=packed)
+            same(
+                [x if x is None or x.ndim < 4 else x.repeat(1, 1, 1, 2)[..., ::2] for x in xs],
+                cu_seqlens=packed,
+            )
+    same(operands(2, 40, 64, 1, 1, "BTH", heads=(1, 1)))
+
+
 @pytest.mark.parametrize("H,V,decay,value_decay", [(20, 1, "outer", "none"), (1, 20, "none", "BTHV")])
 def test_padding_may_hold_anything(H: int, V: int, decay: str, value_decay: str) -> None:
     xs = operands(2, 40, H, 3, V, decay, value_decay, heads=(1, 1))
