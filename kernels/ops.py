@@ -98,7 +98,8 @@ NARROW, LONG = 16, 1 << 18
 
 
 def uses_numba(x: Operands, o: Options) -> bool:
-    """On the CPU, where a state goes step by step anyway and a kernel may do it."""
+    """On the CPU, where a kernel may go step by step and keys are few, or torch would go step by step as
+    well."""
     if o.backend != "auto":
         return o.backend == "numba"
     if x.erases or o.form != "auto" or o.chunk_size is not None or not numba_core.available(x.v):
@@ -106,7 +107,7 @@ def uses_numba(x: Operands, o: Options) -> bool:
     b, t, h, V = x.v.shape
     K = x.k.shape[3]
     long = b * t * h * K * V >= LONG and h * V >= NARROW
-    return min(K, V) < NARROW and long and form_of(x, o) in ("recurrent", "scan")
+    return min(K, V) < NARROW and long and (K <= NARROW or form_of(x, o) in ("recurrent", "scan"))
 
 
 @contextmanager
@@ -322,10 +323,9 @@ def _recurrence(
     o = Options(scale, read, reverse, form, backend, schedule, precision, chunk_size, save)
     on_triton = uses_triton(x, o)
     on_numba = not on_triton and uses_numba(x, o)
-    # Numba's kernels look at log-decays on the way, but for dt · A.
-    if checks.always_checking() or (
-        checks.checking(v) and not on_triton and not (on_numba and outer is None)
-    ):
+    if on_numba:
+        checks.log_values("log_decay.A", outer)  # its kernels look at the others on the way
+    elif checks.always_checking() or (checks.checking(v) and not on_triton):
         _check_values(x)
     saved = None
     if on_triton:

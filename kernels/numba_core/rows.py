@@ -11,6 +11,8 @@ from ..checks import ROUNDING
 from .problem import HEAD, LANE, TIME, VALUE
 from .vectors import above, exp, lanes, load, prefetch, splat, store, sums
 
+LARGEST = 3.4e38
+
 
 @njit
 def take(scratch, x, at, start, step, n, ahead, l0, l1, V, W):
@@ -105,6 +107,17 @@ def exp_rows(scratch, n, W):
         x = load(scratch, j)
         found |= above(x, ROUNDING)
         store(scratch, j, exp(x))
+    return found
+
+
+@njit
+def below_zero(scratch, n, W):
+    """Not 0 if a number is negative, infinite or NaN."""
+    found = 0
+    minus = splat(scratch, -1.0)
+    for j in range(0, n * W, lanes(scratch)):
+        x = load(scratch, j)
+        found |= above(x * minus, 0.0) | above(x, LARGEST)
     return found
 
 

@@ -213,8 +213,8 @@ def exp(typing: Any, x: Any) -> Any:
         def number(value: float) -> Any:
             return _constant(float(numpy.float32(value)) if bits == 32 else value, t)
 
-        there = builder.fcmp_ordered(">", args[0], number(LOWEST[bits]))
-        value = builder.select(there, args[0], number(LOWEST[bits]))
+        value = args[0]  # below LOWEST what follows is nonsense, and not taken
+        there = builder.fcmp_ordered(">", value, number(LOWEST[bits]))
         # Adding 1.5 · 2^mantissa rounds, and leaves n in the low bits.
         magic = number(1.5 * 2.0**mantissa)
         shifted = fma(value, number(LOG2E), magic)

@@ -43,6 +43,7 @@ from .problem import (
 )
 from .rows import (
     add_rows,
+    below_zero,
     exp_rows,
     fill,
     give,
@@ -228,6 +229,7 @@ def forward(kind: Kind, number: Any, sources: int) -> Callable[..., None]:
                         )
                     if key == OUTER:
                         take(rd, la, at[LOG_A], row, step, n, BLOCK, l0, l1, V, W)
+                        found |= below_zero(rd, n, W)
                     if not single:
                         fill(ry, 0.0, n * W)
                     for d in range(K):

@@ -279,6 +279,20 @@ def test_bad_values_are_refused(bad: float, decay: str, value_decay: str) -> Non
         assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("bad", [-0.5, math.inf, math.nan])
+def test_bad_steps_are_refused(bad: float) -> None:
+    """dt of dt · A; rounding below 0 is none."""
+    q, k, v, dt, A, _, _ = operands(1, 40, 20, 3, 1, "outer", heads=(1, 1), extremes=False)
+    dt[0, 33, 7] = -1e-6
+    recurrence(q, k, v, OuterDecay(dt, A), backend="numba")
+    dt[0, 33, 7] = bad
+    with pytest.raises(ValueError, match=r"log_decay\.dt contains .*; accepted: finite and not negative"):
+        recurrence(q, k, v, OuterDecay(dt, A), backend="numba")
+    mask = torch.ones(1, 40, dtype=torch.bool)
+    mask[0, 33] = False
+    recurrence(q, k, v, OuterDecay(dt, A), mask=mask, backend="numba")
+
+
 def test_auto_takes_it_for_long_elementwise_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     real = numba_core.forward
