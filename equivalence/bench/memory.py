@@ -20,7 +20,7 @@ from .bar import Bar, Effort, Measured, Missing
 from .elementwise import mamba_inputs
 from .products import operands
 
-MAMBA, MATMUL, STREAM, DECODE, PIECE = 2048, 8192, 65536, 4000, 2048
+MAMBA, MATMUL, STREAM, DECODE, PIECE = 2048, 8192, 131072, 4000, 8192
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -145,7 +145,7 @@ def bars() -> list[Bar]:
             )
             found.append(bar(f"{decay}-{passes}", text, limit, MATMUL, "matmul", decay, both))
     text = f"bytes of a prefill in pieces of {PIECE} over those of one a quarter as long: lightning"
-    found.append(bar("stream", text, 1.1, STREAM, "stream", "lightning"))
+    found.append(bar("stream", text, 1.25, STREAM, "stream", "lightning"))
     text = "bytes that steps in place need over those of a hundred steps: B 64"
     found.append(bar("decode", text, 1.1, DECODE, "decode"))
     return found
