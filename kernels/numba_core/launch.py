@@ -148,7 +148,8 @@ def backward(x: Problem, saved: Tensor | None, dstate: Tensor | None) -> tuple[T
     """Gradients of q, k, v, log_decay, outer, log_decay_v and of the initial state."""
     if saved is None:
         saved = forward(x, True)[2]
-    assert x.do is not None
+    assert saved is not None and x.do is not None
+    saved = saved.contiguous()
     many = _threads(x)
     parts = _parts(x, many)
 
