@@ -13,7 +13,7 @@ from torch import Tensor
 BLOCK, VECTORS, BITS = 32, 4, 512
 
 # How decays enter: over keys; and, of those that all keys share, one for every step or one for all.
-NONE, SCALAR, VECTOR, OUTER = 0, 1, 2, 3
+NONE, VECTOR, OUTER = 0, 1, 2
 ABSENT, STEPS, CONSTANT = 0, 1, 2
 
 # The table of strides. Rows: operands. Columns: time; heads; values (of q, k and a decay per key: keys); and
