@@ -19,15 +19,18 @@ Layout and vocabulary as in `forms`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
 
 from .forms import Result, Source, attend, in_blocks, prefix, recurrent_form, suffix
 from .gradients import BlockGradient, walk_gradient
+from .memory import into, own
 from .order import BEFORE, Order
-from .scores import Column, Row, Scores, added, cast, like_decay, scores_of
+from .scores import (
+    Column, Row, Scores, added, cast, dtype_of, like_decay, plus, product, scores_of, times,
+)
 from .scores import wide as _wide
 from .steps import Array, Gradients, Slice
 
@@ -35,20 +38,13 @@ from .steps import Array, Gradients, Slice
 DECAYED = Order("DRA")
 
 
-def solve(L: Array, b: Array) -> Array:
-    """x with (I + L) x = b for L strictly lower triangular: forward substitution."""
-    return torch.linalg.solve_triangular(L, b, upper=False, unitriangular=True)
-
-
-def inverse(L: Array) -> Array:
-    """N, strictly lower triangular, with (I + L) (I + N) = I."""
-    return solve(L, L) * -1
-
-
-def solved(N: Array, b: Array, transposed: bool = False) -> Array:
-    """(I + N) b or (I + N)ᵀ b."""
-    x = _wide(b)
-    return cast(x + (N.mT if transposed else N) @ x, b)
+def solve(L: Array, b: Array, transposed: bool = False) -> Array:
+    """x with (I + L) x = b, or (I + L)ᵀ x = b, for L strictly lower triangular: forward substitution."""
+    how = {"upper": transposed, "unitriangular": True}
+    A = L.mT if transposed else L
+    b_wide = _wide("right-hand side", b)
+    x = into(("solution", transposed), torch.linalg.solve_triangular, A, b_wide, **how)
+    return cast(("narrow solution", transposed), x, dtype_of(b))
 
 
 class Chunk(NamedTuple):
@@ -57,7 +53,7 @@ class Chunk(NamedTuple):
     scores: Scores
     reads: Row  # what it erases by
     maps: list[Array]  # of these, with each column
-    N: Array  # of their system
+    L: Array  # the system that they solve, [..., C, C], strictly lower triangular
     columns: list[Column]  # what is written, with the solution
     missing: Array  # of the delta rule: v - S̃ᵀ k
 
@@ -66,49 +62,52 @@ def solution(c: Slice, S: Array, order: Order) -> Chunk:
     """The system of a slice from the state at its start, and what it writes."""
     scores = scores_of(c.la)
     if c.beta is not None:
-        reads, k = Row(c.k, DECAYED), Column(c.k)
-        ((A,),) = scores.maps([reads._replace(x=_wide(c.k))], [k])
-        N = inverse(A * c.beta.mT)
-        m = solved(N, c.v - from_start(scores, reads, S))
-        return Chunk(scores, reads, [A], N, [Column(c.k, c.beta * m)], m)
-    reads = Row(c.y, BEFORE)
+        reads, k = Row("reads", c.k, DECAYED), Column(c.k)
+        ((A,),) = scores.maps([reads._replace(x=_wide("wide reads", c.k))], [k])
+        L = times("system", A, c.beta.mT)
+        m = solve(L, into("missing", torch.sub, c.v, from_start(scores, reads, S)))
+        return Chunk(scores, reads, [A], L, [Column(c.k, times("written", m, c.beta))], m)
+    reads = Row("reads", c.y, BEFORE)
     ((A,),) = scores.maps([reads], [Column(c.k)])
-    ((M,),) = scores.maps([reads._replace(x=_wide(c.y))], [Column(c.x)])
-    N = inverse(M * -1)
-    e = solved(N, from_start(scores, reads, S) + A @ c.v)
-    return Chunk(scores, reads, [A, M], N, [Column(c.k, c.v), Column(c.x, e)], None)
-
-
-def weighed(x: Array, weights: Array) -> Array:
-    return x if weights is None else x * weights
+    erased = Row("erased", _wide("wide reads", c.y), BEFORE)
+    ((M,),) = scores.maps([erased], [Column(c.x)])
+    L = into("system", torch.neg, M)
+    e = solve(L, plus("read", from_start(scores, reads, S), product("read inside", A, c.v)))
+    return Chunk(scores, reads, [A, M], L, [Column(c.k, c.v), Column(c.x, e)], None)
 
 
 def from_start(scores: Scores, row: Row, S: Array) -> Array:
     """What a row reads of the state at the start of its slice."""
-    return weighed(row.x, scores.since_start(row.order)) @ S
+    x = times("row from start", row.x, scores.since_start(row.order))
+    return product(("from start", row.name), x, S)
 
 
-def end_state(found: Chunk, S: Array) -> Array:
-    """The state after a slice, from that at its start."""
-    end, weights = found.scores.faded(S), found.scores.until_end()
-    for column in found.columns:
-        end = end + weighed(column.k, weights).mT @ column.v
+def end_state(found: Chunk, S: Array, name: Hashable) -> Array:
+    """The state after a slice, from that at its start. It may take its place, if that has this name."""
+    weights = found.scores.until_end()
+    written = [
+        product(("to end", i), times("column to end", column.k, weights).mT, column.v)
+        for i, column in enumerate(found.columns)
+    ]
+    end = times(name, S, found.scores.whole())
+    for w in written:
+        end = plus(name, end, w)
     return end
 
 
 def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
-    return end_state(solution(c, S, order), S)
+    return own(end_state(solution(c, S, order), S, "end"))
 
 
 def delta_chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     found = solution(c, S, order)
-    row = Row(c.q, order)
-    o = from_start(found.scores, row, S)
+    row = Row("query", c.q, order)
     (maps,) = found.scores.maps([row], found.columns)
-    for P, column in zip(maps, found.columns, strict=True):
-        o = o + P @ column.v
-    return o, end_state(found, S)
+    inside: Array = None
+    for i, (P, column) in enumerate(zip(maps, found.columns, strict=True)):
+        inside = plus("inside", inside, product(("inside", i), P, column.v))
+    return from_start(found.scores, row, S) + inside, end_state(found, S, "state")
 
 
 def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
@@ -142,44 +141,52 @@ def delta_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tup
     of rows and columns, by their maps and through the states at either end."""
     found = solution(c, S, order)
     scores, columns = found.scores, found.columns
-    query = Row(c.q, order, do)
+    query = Row("query", c.q, order, do)
     (maps,) = scores.maps([query], columns)
-    end = scores.until_end()
-    written = [weighed(column.k, end) for column in columns]
+    weights = scores.until_end()
+    written = [times(("written", i), x.k, weights) for i, x in enumerate(columns)]
     # of what is written, but for what later reads of the same slice make of it
-    dv = [P.mT @ do + k @ G for P, k in zip(maps, written, strict=True)]
+    dv = [
+        plus(("of values", i), product(("of values", i), P.mT, do), product("of values, at end", k, G))
+        for i, (P, k) in enumerate(zip(maps, written, strict=True))
+    ]
     if c.beta is not None:
-        dm = solved(found.N, c.beta * dv[0], transposed=True)
-        reads = found.reads._replace(g=dm * -1)
-        du = dv[0] + cast(found.maps[0], dm).mT @ reads.g
-        dbeta = torch.sum(du * found.missing, -1, True)
+        dm = solve(found.L, times("weighed", dv[0], c.beta), transposed=True)
+        reads = found.reads._replace(g=into("of reads", torch.neg, dm))
+        A = cast("narrow reads", found.maps[0], dtype_of(dm))
+        du = plus(("of values", 0), dv[0], product("of values, by reads", A.mT, reads.g))
+        dbeta = torch.sum(times(("of values", 0), du, found.missing), -1, True)
     else:
-        reads = found.reads._replace(g=solved(found.N, dv[1], transposed=True))
-        dm = dv[0] + found.maps[0].mT @ reads.g
+        reads = found.reads._replace(g=solve(found.L, dv[1], transposed=True))
+        dm = plus(("of values", 0), dv[0], product("of values, by reads", found.maps[0].mT, reads.g))
         dbeta = None
     rows = [query, reads]
     pulled = scores.pull(rows, columns, [maps, found.maps])
-    G_start = scores.faded(G)
     dla: Array = None
+    dcolumns, drows = [], []
+    for i, (column, k, d) in enumerate(zip(columns, written, pulled.columns, strict=True)):
+        dk = product("of column", column.v, G.mT)
+        if c.la is not None:
+            ending = like_decay(times("through end", k, dk), c.la)
+            dla = added(dla, prefix(ending, False))
+        dcolumns.append(plus(("of column", i), d, times("of column", dk, weights)))
+    G_start = times("G", G, scores.whole())
     if c.la is not None:
-        pairs = torch.sum(G_start * S, -1)[..., None, :]
-        dla = added(pulled.la, like_decay(pairs, c.la))
-    drows, dcolumns = [], []
-    for row, d in zip(rows, pulled.rows, strict=True):
+        pairs = torch.sum(times("states", G_start, S), -1)[..., None, :]
+        dla = dla + pulled.la + like_decay(pairs, c.la)
+    for i, (row, d) in enumerate(zip(rows, pulled.rows, strict=True)):
         start = scores.since_start(row.order)
-        x, dx = weighed(row.x, start), row.g @ S.mT
-        G_start = G_start + x.mT @ row.g
+        x, dx = times("row from start", row.x, start), product("of row", row.g, S.mT)
+        G_start = plus("G", G_start, product("to start", x.mT, row.g))
         if c.la is not None:
-            dla = dla + suffix(like_decay(x * dx, c.la), row.order.query_decayed)
-        drows.append(d + weighed(dx, start))
-    for column, k, d in zip(columns, written, pulled.columns, strict=True):
-        dk = column.v @ G.mT
-        if c.la is not None:
-            dla = dla + prefix(like_decay(k * dk, c.la), False)
-        dcolumns.append(d + weighed(dk, end))
+            starting = like_decay(times("through start", x, dx), c.la)
+            dla = dla + suffix(starting, row.order.query_decayed)
+        drows.append(plus(("of row", i), d, times("of row", dx, start)))
+    dq, dreads = drows
     if c.beta is not None:
-        return Gradients(drows[0], drows[1] + dcolumns[0], dm, dla, None, dbeta), G_start
-    return Gradients(drows[0], dcolumns[0], dm, dla, None, None, dcolumns[1], drows[1]), G_start
+        return Gradients(own(dq), dreads + dcolumns[0], own(dm), dla, None, dbeta), G_start
+    dk, dx = dcolumns
+    return Gradients(own(dq), own(dk), own(dm), dla, None, None, own(dx), own(dreads)), G_start
 
 
 GRADIENTS: dict[str, BlockGradient] = {"chunk": delta_gradient, "recurrent": walk_gradient}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import checks, delta, forms, gradients, triton_core
+from .memory import reusing
 from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
 from .order import READS
 from .steps import Gradients, Steps
@@ -230,7 +231,8 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
             state = _initial(x, n, dtype)
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
-                outs, state = run(steps, state, order, _block(x, o, form))
+                with reusing(not torch.is_grad_enabled()):
+                    outs, state = run(steps, state, order, _block(x, o, form))
                 outs = [piece.transpose(1, 2) for piece in outs]
                 pieces += [piece.flip(1) for piece in outs[::-1]] if o.reverse else outs
             states.append(state)
@@ -256,7 +258,8 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
                 S = _initial(x, n, dtype)
-                g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry)
+                with reusing(not torch.is_grad_enabled()):
+                    g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry)
                 found.append(g)
             states.append(G)
     state = states[0] if len(states) == 1 else torch.cat(states)

@@ -14,14 +14,14 @@ Columns are written after the decay of their step (as in every order that erases
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import torch
 
 from .forms import (
     _cat,
     _first_zero,
-    decay_state,
     decayed,
     halves,
     pad_time,
@@ -31,6 +31,7 @@ from .forms import (
     total,
     whole,
 )
+from .memory import into
 from .order import Order
 from .steps import Array
 
@@ -41,6 +42,7 @@ REPRESENTABLE = 500.0
 class Row(NamedTuple):
     """What reads: x [..., C, K]. In a gradient, that of what it reads, g [..., C, V]."""
 
+    name: str
     x: Array
     order: Order
     g: Array = None
@@ -53,8 +55,7 @@ class Column(NamedTuple):
     v: Array = None
 
 
-Map = Array  # [..., C, C], zero where the column is not before the row
-Maps = list[list[Map]]  # of each row, with each column
+Maps = list[list[Array]]  # of each row, with each column: [..., C, C], zero where the column is not before it
 
 
 class Pulled(NamedTuple):
@@ -65,19 +66,47 @@ class Pulled(NamedTuple):
     la: Array
 
 
-def wide(x: Array) -> Array:
-    """In float64, but for field elements."""
-    return x.double() if hasattr(x, "dtype") else x
+# ------------------------------------------------------------------ into memory that is there
 
 
-def cast(x: Array, like: Array) -> Array:
-    """x in the dtype of another."""
-    return x.to(like.dtype) if hasattr(x, "dtype") and x.dtype != like.dtype else x
+def _to(x: Array, dtype: torch.dtype, out: Array = None) -> Array:
+    return x.to(dtype) if out is None else out.copy_(x)
 
 
-def lower(P: Array, order: Order) -> Array:
+def cast(name: Hashable, x: Array, dtype: Any) -> Array:
+    """x in another dtype (field elements have none)."""
+    return x if dtype is None or x.dtype == dtype else into(name, _to, x, dtype)
+
+
+def dtype_of(x: Array) -> Any:
+    return getattr(x, "dtype", None)
+
+
+def wide(name: Hashable, x: Array) -> Array:
+    """x in float64."""
+    return cast(name, x, None if dtype_of(x) is None else torch.float64)
+
+
+def times(name: Hashable, x: Array, y: Array) -> Array:
+    """x ∘ y, None being 1. May take the place of either."""
+    return x if y is None else into(name, torch.mul, x, y)
+
+
+def product(name: Hashable, x: Array, y: Array) -> Array:
+    return into(name, torch.matmul, x, y)
+
+
+def plus(name: Hashable, x: Array, y: Array) -> Array:
+    """x + y, None being 0. May take the place of either."""
+    return y if x is None else x if y is None else into(name, torch.add, x, y)
+
+
+def lower(name: Hashable, P: Array, order: Order) -> Array:
     """With zeros where the column is not before the row."""
-    return torch.tril(P, -1 if order.strict else 0)
+    return into(name, torch.tril, P, -1 if order.strict else 0)
+
+
+# ------------------------------------------------------------------ sums over time
 
 
 def later(x: Array) -> Array:
@@ -87,8 +116,8 @@ def later(x: Array) -> Array:
 
 def straddling(pairs: Array, order: Order) -> Array:
     """Of each step the sum over the pairs of a row and a column whose decays contain its own, [..., C, 1]."""
-    before = torch.cumsum(pairs, -1)
-    seen = torch.tril(before, -1 if order.query_decayed else -2)
+    before = into("pairs before", torch.cumsum, pairs, -1)
+    seen = into("straddling", torch.tril, before, -1 if order.query_decayed else -2)
     return later(torch.sum(seen, -2)[..., None])
 
 
@@ -100,6 +129,9 @@ def added(x: Array, y: Array) -> Array:
 def like_decay(x: Array, la: Array) -> Array:
     """Summed over channels where the decay is shared by them."""
     return torch.sum(x, -1, True) if la.shape[-1] == 1 else x
+
+
+# ------------------------------------------------------------------ the three ways
 
 
 class Scores:
@@ -116,9 +148,9 @@ class Scores:
         """By what a column is weighed in the state at the end, [..., C, K or 1], or None."""
         return None if self.la is None else torch.exp(suffix(self.la, False))
 
-    def faded(self, S: Array) -> Array:
-        """A state after all decays of the slice."""
-        return decay_state(S, total(self.la), None)
+    def whole(self) -> Array:
+        """By what all decays of the slice weigh a state, [..., 1 or K, 1], or None."""
+        return None if self.la is None else torch.exp(total(self.la)).mT
 
 
 class Shared(Scores):
@@ -127,20 +159,27 @@ class Shared(Scores):
         self.known: dict[Order, Array] = {}
         if la is not None:
             n = la.shape[-2]
-            spread = torch.tril(la.expand(*la.shape[:-1], n), -1)
-            self.sums = torch.cumsum(spread, -2)
+            spread = into("spread", torch.tril, la.expand(*la.shape[:-1], n), -1)
+            self.sums = into("sums", torch.cumsum, spread, -2)
 
     def weights(self, order: Order) -> Array:
         if order not in self.known:
-            sums = self.sums if order.query_decayed else later(self.sums)
-            self.known[order] = lower(torch.exp(sums), order)
+            weights = into("weights", torch.exp, self.sums if order.query_decayed else later(self.sums))
+            self.known[order] = lower(("weights", order), weights, order)
         return self.known[order]
 
-    def weighed(self, P: Array, order: Order) -> Array:
-        return lower(P, order) if self.la is None else P * self.weights(order)
+    def weighed(self, name: Hashable, P: Array, order: Order) -> Array:
+        return lower(name, P, order) if self.la is None else times(name, P, self.weights(order))
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
-        return [[self.weighed(r.x @ cast(c.k, r.x).mT, r.order) for c in columns] for r in rows]
+        found: Maps = []
+        for r in rows:
+            found.append([])
+            for i, c in enumerate(columns):
+                k = cast("wide key", c.k, dtype_of(r.x))
+                P = product(("product", r.name, i), r.x, k.mT)
+                found[-1].append(self.weighed(("map", r.name, i), P, r.order))
+        return found
 
     def pull(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
         dla: Array = None
@@ -150,12 +189,14 @@ class Shared(Scores):
             dx: Array = None
             pairs: Array = None
             for i, (column, P) in enumerate(zip(columns, known, strict=True)):
-                dP = row.g @ column.v.mT
-                W = self.weighed(dP, row.order)
-                dx = added(dx, W @ column.k)
-                dcolumns[i] = added(dcolumns[i], W.mT @ row.x)
+                dP = product("of a map", row.g, column.v.mT)
+                W = self.weighed("of products", dP, row.order)
+                dx = plus(("row", row.name), dx, product(("row", row.name, i), W, column.k))
+                d = product(("column", row.name, i), W.mT, row.x)
+                dcolumns[i] = plus(("column", i), dcolumns[i], d)
                 if self.la is not None:
-                    pairs = added(pairs, dP * cast(P, dP))
+                    found = times(("pairs", i), dP, cast("narrow map", P, dtype_of(dP)))
+                    pairs = plus("pairs", pairs, found)
             drows.append(dx)
             if pairs is not None:
                 dla = added(dla, straddling(pairs, row.order))
@@ -166,56 +207,71 @@ class Folded(Scores):
     def __init__(self, la: Array, sums: Array) -> None:
         super().__init__(la)
         self.sums = sums
-        self.decay, self.growth = torch.exp(sums), torch.exp(-sums)
+        self.decay = into("decay", torch.exp, sums)
+        self.growth = into("growth", torch.exp, into("growth", torch.neg, sums))
 
     def _decay(self, order: Order) -> Array:
-        return self.decay if order.query_decayed else torch.exp(later(self.sums))
+        if order.query_decayed:
+            return self.decay
+        return into("earlier decay", torch.exp, later(self.sums))
 
     def since_start(self, order: Order) -> Array:
-        return cast(self._decay(order), self.la)
+        return cast(("since start", order), self._decay(order), dtype_of(self.la))
 
     def until_end(self) -> Array:
-        return cast(self.decay[..., -1:, :] * self.growth, self.la)
+        left = times("until end", self.growth, self.decay[..., -1:, :])
+        return cast("narrow until end", left, dtype_of(self.la))
 
-    def faded(self, S: Array) -> Array:
-        return cast(self.decay[..., -1:, :], S).mT * S
+    def whole(self) -> Array:
+        return cast("whole", self.decay[..., -1:, :], dtype_of(self.la)).mT
+
+    def _grown(self, columns: list[Column]) -> list[Array]:
+        return [times(("grown", i), c.k, self.growth) for i, c in enumerate(columns)]
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
-        grown = [c.k * self.growth for c in columns]
-        found = []
+        grown = self._grown(columns)
+        found: Maps = []
         for r in rows:
-            x = r.x * self._decay(r.order)
-            found.append([cast(lower(x @ k.mT, r.order), r.x) for k in grown])
+            x = times("decayed", r.x, self._decay(r.order))
+            found.append([])
+            for i, k in enumerate(grown):
+                P = lower(("map", r.name, i), product(("product", r.name, i), x, k.mT), r.order)
+                found[-1].append(cast(("narrow map", r.name, i), P, dtype_of(r.x)))
         return found
 
     def pull(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
         """The gradient of log-decays is a difference of sums over time here, all in float64."""
-        grown = [c.k * self.growth for c in columns]
+        grown = self._grown(columns)
         dla: Array = None
         drows: list[Array] = []
         dcolumns: list[Array] = [None for _ in columns]
         for row in rows:
             decay = self._decay(row.order)
-            x = row.x * decay
+            x = times(("decayed", row.name), row.x, decay)
             dx: Array = None
             for i, (column, k) in enumerate(zip(columns, grown, strict=True)):
-                dP = wide(lower(row.g @ column.v.mT, row.order))
-                dx = added(dx, dP @ k)
-                dcolumns[i] = added(dcolumns[i], dP.mT @ x)
-            later_reads = suffix(x * dx, row.order.query_decayed)
-            dla = added(dla, later_reads)
-            drows.append(cast(dx * decay, self.la))
+                dP = product("of a map", row.g, column.v.mT)
+                dP = wide("wide of a map", lower("of products", dP, row.order))
+                dx = plus(("row", row.name), dx, product(("row", row.name, i), dP, k))
+                d = product(("column", row.name, i), dP.mT, x)
+                dcolumns[i] = plus(("column", i), dcolumns[i], d)
+            reads = suffix(times("reads", x, dx), row.order.query_decayed)
+            dla = plus("decays", dla, reads)
+            dx = times(("row", row.name), dx, decay)
+            drows.append(cast(("narrow row", row.name), dx, dtype_of(self.la)))
         for i, k in enumerate(grown):
-            dla = dla - suffix(k * dcolumns[i], True)
-            dcolumns[i] = cast(dcolumns[i] * self.growth, self.la)
-        return Pulled(drows, dcolumns, cast(dla, self.la))
+            writes = suffix(times("writes", k, dcolumns[i]), True)
+            dla = into("decays", torch.sub, dla, writes)
+            d = times(("column", i), dcolumns[i], self.growth)
+            dcolumns[i] = cast(("narrow column", i), d, dtype_of(self.la))
+        return Pulled(drows, dcolumns, cast("narrow decays", dla, dtype_of(self.la)))
 
 
 class Levels(Scores):
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         return [[self._map(r, c) for c in columns] for r in rows]
 
-    def _map(self, row: Row, column: Column) -> Map:
+    def _map(self, row: Row, column: Column) -> Array:
         n = self.la.shape[-2]
         padded = power_of_two(n)
         x, k, la = (pad_time(z, padded) for z in (row.x, column.k, self.la))
@@ -226,7 +282,7 @@ class Levels(Scores):
         while h < padded:
             (_, x_r), (k_l, _), (la_l, la_r), (P_l, P_r) = (halves(z, h) for z in (x, k, la, P))
             reads = decayed(x_r, prefix(la_r, row.order.query_decayed))
-            writes = cast(decayed(k_l, suffix(la_l, False)), reads)
+            writes = cast("level keys", decayed(k_l, suffix(la_l, False)), dtype_of(reads))
             across = reads @ writes.mT
             # Decays may tell heads apart that share rows and columns.
             P_l, P_r = P_l.expand(*across.shape), P_r.expand(*across.shape)
@@ -279,7 +335,7 @@ def scores_of(la: Array) -> Scores:
     """The way that the log-decays of a slice admit: [..., C, K or 1] or None."""
     if la is None or la.shape[-1] == 1:
         return Shared(la)
-    sums = torch.cumsum(wide(la), -2)
+    sums = into("sums", torch.cumsum, wide("wide decays", la), -2)
     if torch.amin(sums[..., -1:, :]) > -REPRESENTABLE:
         return Folded(la, sums)
     return Levels(la)
