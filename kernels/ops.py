@@ -258,6 +258,8 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
                 S = _initial(x, n, dtype)
+                if x.erases and kind == "chunk":
+                    block, carry = delta.sweeps()
                 with reusing(not torch.is_grad_enabled()):
                     g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry)
                 found.append(g)

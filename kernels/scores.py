@@ -37,6 +37,8 @@ from .steps import Array
 
 # exp of this, times the square of anything in float32, is a number of float64.
 REPRESENTABLE = 500.0
+# The same for float32, and numbers up to 1e6.
+REPRESENTABLE_SINGLE = 50.0
 
 
 class Row(NamedTuple):
@@ -49,10 +51,18 @@ class Row(NamedTuple):
 
 
 class Column(NamedTuple):
-    """What is written: v [..., C, V] by the keys k [..., C, K]."""
+    """What is written: v [..., C, V] by the keys k [..., C, K], or w ∘ k where there are weights w [..., C, 1].
 
+    In a system v is what solves it, and not there."""
+
+    name: str
     k: Array
     v: Array = None
+    w: Array = None
+
+    @property
+    def key(self) -> Array:
+        return times(("key", self.name), self.k, self.w)
 
 
 Maps = list[list[Array]]  # of each row, with each column: [..., C, C], zero where the column is not before it
@@ -78,8 +88,23 @@ def cast(name: Hashable, x: Array, dtype: Any) -> Array:
     return x if dtype is None or x.dtype == dtype else into(name, _to, x, dtype)
 
 
+def _copied(x: Array, out: Array = None) -> Array:
+    return x.contiguous() if out is None else out.copy_(x)
+
+
+def dense(name: Hashable, x: Array) -> Array:
+    """x, laid out so that products need no copy of it each."""
+    strided = isinstance(x, torch.Tensor) and (x.stride(-1) != 1 or 0 in x.stride())
+    return into(name, _copied, x) if strided else x
+
+
 def dtype_of(x: Array) -> Any:
     return getattr(x, "dtype", None)
+
+
+def _key(name: Hashable, *xs: Array) -> Hashable:
+    """The name of memory for what is made of these: one for each dtype."""
+    return name, *(dtype_of(x) for x in xs)
 
 
 def wide(name: Hashable, x: Array) -> Array:
@@ -89,21 +114,21 @@ def wide(name: Hashable, x: Array) -> Array:
 
 def times(name: Hashable, x: Array, y: Array) -> Array:
     """x ∘ y, None being 1. May take the place of either."""
-    return x if y is None else into(name, torch.mul, x, y)
+    return x if y is None else into(_key(name, x, y), torch.mul, x, y)
 
 
 def product(name: Hashable, x: Array, y: Array) -> Array:
-    return into(name, torch.matmul, x, y)
+    return into(_key(name, x, y), torch.matmul, x, y)
 
 
 def plus(name: Hashable, x: Array, y: Array) -> Array:
     """x + y, None being 0. May take the place of either."""
-    return y if x is None else x if y is None else into(name, torch.add, x, y)
+    return y if x is None else x if y is None else into(_key(name, x, y), torch.add, x, y)
 
 
 def lower(name: Hashable, P: Array, order: Order) -> Array:
     """With zeros where the column is not before the row."""
-    return into(name, torch.tril, P, -1 if order.strict else 0)
+    return into(_key(name, P), torch.tril, P, -1 if order.strict else 0)
 
 
 # ------------------------------------------------------------------ sums over time
@@ -114,10 +139,11 @@ def later(x: Array) -> Array:
     return _cat([_first_zero(x), x[..., :-1, :]])
 
 
-def straddling(pairs: Array, order: Order) -> Array:
-    """Of each step the sum over the pairs of a row and a column whose decays contain its own, [..., C, 1]."""
+def straddling(pairs: Array, decayed: bool) -> Array:
+    """Of each step the sum over the pairs of a row and an earlier column whose decays contain its own, [..., C,
+    1]; those of a row contain that of its own step if it is decayed."""
     before = into("pairs before", torch.cumsum, pairs, -1)
-    seen = into("straddling", torch.tril, before, -1 if order.query_decayed else -2)
+    seen = into("straddling", torch.tril, before, -1 if decayed else -2)
     return later(torch.sum(seen, -2)[..., None])
 
 
@@ -126,19 +152,39 @@ def added(x: Array, y: Array) -> Array:
     return y if x is None else x if y is None else x + y
 
 
+def sum_of(xs: list[Array]) -> Array:
+    first, *rest = xs
+    for x in rest:
+        first = first + x
+    return first
+
+
 def like_decay(x: Array, la: Array) -> Array:
     """Summed over channels where the decay is shared by them."""
     return torch.sum(x, -1, True) if la.shape[-1] == 1 else x
 
 
-# ------------------------------------------------------------------ the three ways
+def end_to(x: Array) -> Array:
+    """The sum of all steps, as a column: [..., D, 1]."""
+    return x[..., -1:, :].mT
+
+
+# ------------------------------------------------------------------ any decays
 
 
 class Scores:
-    """What is common to the three ways: the decays from the start of the slice and to its end."""
+    """Maps of rows and columns, by weights that are exp of sums of log-decays; and what passes through the state
+    at the start and end of the slice."""
 
     def __init__(self, la: Array) -> None:
         self.la = la
+
+    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
+        raise NotImplementedError
+
+    def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
+        """Gradients of what the maps multiply to, but for the values."""
+        raise NotImplementedError
 
     def since_start(self, order: Order) -> Array:
         """By what a row's read of the state at the start is weighed, [..., C, K or 1], or None."""
@@ -152,15 +198,78 @@ class Scores:
         """By what all decays of the slice weigh a state, [..., 1 or K, 1], or None."""
         return None if self.la is None else torch.exp(total(self.la)).mT
 
+    def system(self, row: Row, column: Column) -> Array:
+        """A map in float64, of which only what is below the diagonal counts."""
+        x, k = wide(("wide", row.name), row.x), wide(("wide", column.name), column.key)
+        ((P,),) = self.maps([row._replace(x=x)], [column._replace(k=k, w=None)])
+        return P
+
+    def read(self, row: Row, S: Array) -> Array:
+        """What a row reads of the state at the start of its slice."""
+        x = times("row from start", row.x, self.since_start(row.order))
+        return product(("from start", row.name), x, S)
+
+    def _until_end(self, column: Column) -> Array:
+        return times(("until end", column.name), column.key, self.until_end())
+
+    def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
+        """The state after the slice, from that before. It may take its place, if that has this name."""
+        written = [product(("to end", c.name), self._until_end(c).mT, c.v) for c in columns]
+        end = times(name, S, self.whole())
+        for w in written:
+            end = plus(name, end, w)
+        return end
+
+    def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
+        """Gradients of the values of columns, of which one row's read (by these maps) and the end have those."""
+        return [
+            plus(
+                ("of values", c.name),
+                product(("of values", c.name), P.mT, do),
+                product("of values, at end", self._until_end(c), G),
+            )
+            for P, c in zip(maps, columns, strict=True)
+        ]
+
+    def pull(
+        self, rows: list[Row], columns: list[Column], maps: Maps, S: Array, G: Array
+    ) -> tuple[Pulled, Array]:
+        """Gradients of rows, columns, log-decays and of the state S at the start, from those of what the rows
+        read, and of the state at the end."""
+        pulled = self.pull_maps(rows, columns, maps)
+        dla: Array = pulled.la
+        dcolumns, drows = [], []
+        until = self.until_end()
+        for column, d in zip(columns, pulled.columns, strict=True):
+            dk = product("of column", column.v, G.mT)
+            if self.la is not None:
+                ending = times("through end", self._until_end(column), dk)
+                dla = dla + prefix(like_decay(ending, self.la), False)
+            dcolumns.append(plus(("of column", column.name), d, times("of column", dk, until)))
+        G_start = times("G", G, self.whole())
+        if self.la is not None:
+            pairs = torch.sum(times("states", G_start, S), -1)[..., None, :]
+            dla = dla + like_decay(pairs, self.la)
+        for row, d in zip(rows, pulled.rows, strict=True):
+            start = self.since_start(row.order)
+            x, dx = times("row from start", row.x, start), product("of row", row.g, S.mT)
+            G_start = plus("G", G_start, product("to start", x.mT, row.g))
+            if self.la is not None:
+                starting = like_decay(times("through start", x, dx), self.la)
+                dla = dla + suffix(starting, row.order.query_decayed)
+            drows.append(plus(("of row", row.name), d, times("of row", dx, start)))
+        return Pulled(drows, dcolumns, dla), G_start
+
 
 class Shared(Scores):
+    """One log-decay for all keys: the products, times one matrix of weights per head."""
+
     def __init__(self, la: Array) -> None:
         super().__init__(la)
+        n = la.shape[-2]
+        spread = into("spread", torch.tril, la.expand(*la.shape[:-1], n), -1)
+        self.sums = into("sums of pairs", torch.cumsum, spread, -2)
         self.known: dict[Order, Array] = {}
-        if la is not None:
-            n = la.shape[-2]
-            spread = into("spread", torch.tril, la.expand(*la.shape[:-1], n), -1)
-            self.sums = into("sums", torch.cumsum, spread, -2)
 
     def weights(self, order: Order) -> Array:
         if order not in self.known:
@@ -168,42 +277,36 @@ class Shared(Scores):
             self.known[order] = lower(("weights", order), weights, order)
         return self.known[order]
 
-    def weighed(self, name: Hashable, P: Array, order: Order) -> Array:
-        return lower(name, P, order) if self.la is None else times(name, P, self.weights(order))
-
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         found: Maps = []
         for r in rows:
             found.append([])
-            for i, c in enumerate(columns):
-                k = cast("wide key", c.k, dtype_of(r.x))
-                P = product(("product", r.name, i), r.x, k.mT)
-                found[-1].append(self.weighed(("map", r.name, i), P, r.order))
+            for c in columns:
+                P = product(("unweighed", r.name, c.name), r.x, c.key.mT)
+                found[-1].append(times(("weighed", r.name, c.name), P, self.weights(r.order)))
         return found
 
-    def pull(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
+    def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
         dla: Array = None
         drows: list[Array] = []
         dcolumns: list[Array] = [None for _ in columns]
         for row, known in zip(rows, maps, strict=True):
             dx: Array = None
-            pairs: Array = None
             for i, (column, P) in enumerate(zip(columns, known, strict=True)):
                 dP = product("of a map", row.g, column.v.mT)
-                W = self.weighed("of products", dP, row.order)
-                dx = plus(("row", row.name), dx, product(("row", row.name, i), W, column.k))
+                W = times("of products", dP, self.weights(row.order))
+                dx = plus(("row", row.name), dx, product(("row", row.name, i), W, column.key))
                 d = product(("column", row.name, i), W.mT, row.x)
                 dcolumns[i] = plus(("column", i), dcolumns[i], d)
-                if self.la is not None:
-                    found = times(("pairs", i), dP, cast("narrow map", P, dtype_of(dP)))
-                    pairs = plus("pairs", pairs, found)
+                pairs = times("pairs", dP, cast("narrow map", P, dtype_of(dP)))
+                dla = added(dla, straddling(pairs, row.order.query_decayed))
             drows.append(dx)
-            if pairs is not None:
-                dla = added(dla, straddling(pairs, row.order))
         return Pulled(drows, dcolumns, dla)
 
 
-class Folded(Scores):
+class Wide(Scores):
+    """Log-decays of which exp(sums) and exp(-sums) are numbers of float64: they go into rows and columns."""
+
     def __init__(self, la: Array, sums: Array) -> None:
         super().__init__(la)
         self.sums = sums
@@ -223,10 +326,10 @@ class Folded(Scores):
         return cast("narrow until end", left, dtype_of(self.la))
 
     def whole(self) -> Array:
-        return cast("whole", self.decay[..., -1:, :], dtype_of(self.la)).mT
+        return end_to(cast("whole", self.decay[..., -1:, :], dtype_of(self.la)))
 
     def _grown(self, columns: list[Column]) -> list[Array]:
-        return [times(("grown", i), c.k, self.growth) for i, c in enumerate(columns)]
+        return [times(("grown", c.name), c.key, self.growth) for c in columns]
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         grown = self._grown(columns)
@@ -234,12 +337,13 @@ class Folded(Scores):
         for r in rows:
             x = times("decayed", r.x, self._decay(r.order))
             found.append([])
-            for i, k in enumerate(grown):
-                P = lower(("map", r.name, i), product(("product", r.name, i), x, k.mT), r.order)
-                found[-1].append(cast(("narrow map", r.name, i), P, dtype_of(r.x)))
+            for c, k in zip(columns, grown, strict=True):
+                name = r.name, c.name
+                P = lower(("map", *name), product(("product", *name), x, k.mT), r.order)
+                found[-1].append(cast(("narrow map", *name), P, dtype_of(r.x)))
         return found
 
-    def pull(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
+    def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
         """The gradient of log-decays is a difference of sums over time here, all in float64."""
         grown = self._grown(columns)
         dla: Array = None
@@ -267,6 +371,161 @@ class Folded(Scores):
         return Pulled(drows, dcolumns, cast("narrow decays", dla, dtype_of(self.la)))
 
 
+# ------------------------------------------------------------------ decays that fold into rows and columns
+
+
+class Folded(Scores):
+    """No log-decays, or such that exp(sums) and exp(-sums) are numbers of the operands' dtype. The sums are taken
+    in float64: these numbers are right to their last digit."""
+
+    def __init__(self, la: Array, sums: Array) -> None:
+        super().__init__(la)
+        self.sums = sums
+        self.known: dict[Hashable, Array] = {}
+        self.decay = self.growth = self.wide_decay = self.wide_growth = None
+        if la is not None:
+            self.wide_decay = into("decay", torch.exp, sums)
+            self.wide_growth = into("growth", torch.exp, into("growth", torch.neg, sums))
+            self.decay = cast("narrow decay", self.wide_decay, dtype_of(la))
+            self.growth = cast("narrow growth", self.wide_growth, dtype_of(la))
+
+    def _wide_decay(self, order: Order) -> Array:
+        if self.la is None or order.query_decayed:
+            return self.wide_decay
+        if order not in self.known:
+            self.known[order] = into("earlier decay", torch.exp, later(self.sums))
+        return self.known[order]
+
+    def since_start(self, order: Order) -> Array:
+        if self.la is None or order.query_decayed:
+            return self.decay
+        return cast("narrow earlier decay", self._wide_decay(order), dtype_of(self.la))
+
+    def whole(self) -> Array:
+        return None if self.la is None else end_to(self.decay)
+
+    def _row(self, row: Row) -> Array:
+        if ("row", row.name) not in self.known:
+            found = times(("decayed", row.name), row.x, self.since_start(row.order))
+            self.known["row", row.name] = found
+        return self.known["row", row.name]
+
+    def _column(self, column: Column) -> Array:
+        if ("column", column.name) not in self.known:
+            weights = self.growth if column.w is None else times("grown weight", column.w, self.growth)
+            self.known["column", column.name] = times(("grown", column.name), column.k, weights)
+        return self.known["column", column.name]
+
+    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
+        return [[self._map(r, c) for c in columns] for r in rows]
+
+    def _map(self, r: Row, c: Column) -> Array:
+        P = product(("product", r.name, c.name), self._row(r), self._column(c).mT)
+        return lower(("map", r.name, c.name), P, r.order)
+
+    def system(self, row: Row, column: Column) -> Array:
+        name = "system", column.name
+        x = wide(("wide", row.name), row.x)
+        k = x if column.k is row.x else wide(("wide", column.name), column.k)
+        decay, growth = self._wide_decay(row.order), self.wide_growth
+        if column.w is not None:
+            w = wide("wide weight", column.w)
+            growth = w if growth is None else times("wide grown weight", growth, w)
+        if self.la is None or self.la.shape[-1] == 1:
+            P = product(("unweighed", *name), x, k.mT)
+            if growth is None:
+                return P
+            return times(("weighed", *name), P, growth.mT if decay is None else decay * growth.mT)
+        rows = times("wide decayed", x, decay)
+        return product(name, rows, times("wide grown", k, growth).mT)
+
+    def read(self, row: Row, S: Array) -> Array:
+        return product(("from start", row.name), self._row(row), S)
+
+    def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
+        for c in columns:
+            S = plus(name, S, product("to end", self._column(c).mT, c.v))
+        return times(name, S, self.whole())
+
+    def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
+        G = self._at_start(G)
+        return [
+            plus(
+                ("of values", c.name),
+                product(("of values", c.name), P.mT, do),
+                product("of values, at end", self._column(c), G),
+            )
+            for P, c in zip(maps, columns, strict=True)
+        ]
+
+    def _at_start(self, G: Array) -> Array:
+        if "G" not in self.known:
+            self.known["G"] = times("G", G, self.whole())
+        return self.known["G"]
+
+    def pull(
+        self, rows: list[Row], columns: list[Column], maps: Maps, S: Array, G: Array
+    ) -> tuple[Pulled, Array]:
+        G, la = self._at_start(G), self.la
+        dP = [[self._of_map(r, c) for c in columns] for r in rows]
+        inside = self._of_decays(rows, columns, maps, dP)
+        reads: dict[bool, Array] = {}
+        drows = []
+        for row, of_maps in zip(rows, dP, strict=True):
+            dx = product(("of row", row.name), row.g, S.mT)
+            if la is not None:
+                through = like_decay(times(("through start", row.name), self._row(row), dx), la)
+                decayed = row.order.query_decayed
+                reads[decayed] = added(reads.get(decayed), through)
+            for column, d in zip(columns, of_maps, strict=True):
+                dx = plus(("of row", row.name), dx, product("of row inside", d, self._column(column)))
+            drows.append(times(("of row", row.name), dx, self.since_start(row.order)))
+        dcolumns = []
+        writes: Array = None
+        for i, column in enumerate(columns):
+            dk = product(("of column", column.name), column.v, G.mT)
+            if la is not None:
+                through = like_decay(times(("through end", column.name), self._column(column), dk), la)
+                writes = added(writes, through)
+            for row, of_maps in zip(rows, dP, strict=True):
+                d = product("of column inside", of_maps[i].mT, self._row(row))
+                dk = plus(("of column", column.name), dk, d)
+            dcolumns.append(times(("of column", column.name), dk, self.growth))
+        dla: Array = None
+        if la is not None:
+            pairs = torch.sum(times("states", G, S), -1)[..., None, :]
+            dla = like_decay(pairs, la) + prefix(writes, False)
+            for decayed, through in reads.items():
+                dla = dla + suffix(through, decayed)
+            dla = dla + inside
+        for row in rows:
+            G = plus("G", G, product("to start", self._row(row).mT, row.g))
+        return Pulled(drows, dcolumns, dla), G
+
+    def _of_map(self, row: Row, column: Column) -> Array:
+        name = "of map", row.name, column.name
+        return lower(("lower", *name), product(name, row.g, column.v.mT), row.order)
+
+    def _of_decays(self, rows: list[Row], columns: list[Column], maps: Maps, dP: Maps) -> Array:
+        """Of the log-decays, through the maps: of one for all keys the sum of the pairs that contain it, of one
+        per key a difference of sums over time, in float64."""
+        if self.la is None:
+            return None
+        if self.la.shape[-1] > 1:
+            return Wide(self.la, self.sums).pull_maps(rows, columns, maps).la
+        found: dict[bool, Array] = {}
+        for row, known, of_maps in zip(rows, maps, dP, strict=True):
+            decayed = row.order.query_decayed
+            for column, P, d in zip(columns, known, of_maps, strict=True):
+                P = cast("narrow map", P, dtype_of(d))
+                pairs = times(("pairs", row.name, column.name), d, P)
+                found[decayed] = plus(("pairs", decayed), found.get(decayed), pairs)
+        return sum_of([straddling(pairs, decayed) for decayed, pairs in found.items()])
+
+
+# ------------------------------------------------------------------ any decays per key
+
+
 class Levels(Scores):
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         return [[self._map(r, c) for c in columns] for r in rows]
@@ -274,7 +533,7 @@ class Levels(Scores):
     def _map(self, row: Row, column: Column) -> Array:
         n = self.la.shape[-2]
         padded = power_of_two(n)
-        x, k, la = (pad_time(z, padded) for z in (row.x, column.k, self.la))
+        x, k, la = (pad_time(z, padded) for z in (row.x, column.key, self.la))
         # Of blocks of one step; rows of later levels hold those of their block.
         P = torch.sum(x * k, -1, True)
         P = torch.zeros_like(P) if row.order.strict else P
@@ -290,12 +549,12 @@ class Levels(Scores):
             h *= 2
         return P[..., :n, :n]
 
-    def pull(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
+    def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
         n = self.la.shape[-2]
         padded = power_of_two(n)
         la = pad_time(self.la, padded)
         rows = [r._replace(x=pad_time(r.x, padded), g=pad_time(r.g, padded)) for r in rows]
-        columns = [Column(pad_time(c.k, padded), pad_time(c.v, padded)) for c in columns]
+        columns = [Column(c.name, pad_time(c.key, padded), pad_time(c.v, padded)) for c in columns]
         drows: list[Array] = [None for _ in rows]
         dcolumns: list[Array] = [None for _ in columns]
         for i, row in enumerate(rows):
@@ -331,11 +590,22 @@ class Levels(Scores):
         return Pulled([z[..., :n, :] for z in drows], [z[..., :n, :] for z in dcolumns], dla[..., :n, :])
 
 
+def _can_look(x: Array) -> bool:
+    """Whether the numbers are there to be looked at: not while a graph is traced."""
+    if not isinstance(x, torch.Tensor):
+        return True
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
 def scores_of(la: Array) -> Scores:
     """The way that the log-decays of a slice admit: [..., C, K or 1] or None."""
-    if la is None or la.shape[-1] == 1:
-        return Shared(la)
-    sums = into("sums", torch.cumsum, wide("wide decays", la), -2)
-    if torch.amin(sums[..., -1:, :]) > -REPRESENTABLE:
-        return Folded(la, sums)
-    return Levels(la)
+    if la is None:
+        return Folded(None, None)
+    if _can_look(la):
+        sums = into("sums", torch.cumsum, wide("wide decays", la), -2)
+        lowest = torch.amin(sums[..., -1:, :])
+        if lowest > -(REPRESENTABLE if dtype_of(la) in (torch.float64, None) else REPRESENTABLE_SINGLE):
+            return Folded(la, sums)
+        if la.shape[-1] > 1 and lowest > -REPRESENTABLE:
+            return Wide(la, sums)
+    return Shared(la) if la.shape[-1] == 1 else Levels(la)

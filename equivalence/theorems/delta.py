@@ -281,9 +281,9 @@ def _of_all(x: Operands) -> tuple[Any, ...]:
 def _by_gradient(kind: str) -> Side:
     def run(p: Problem, x: Operands, do: Field, dS: Field) -> int:
         plain = values(x)
-        block = delta.GRADIENTS[kind]
+        block, carry = delta.sweeps() if kind == "chunk" else (delta.GRADIENTS[kind], delta.carry)
         g, dS0 = gradients.vjp(
-            steps(plain, p.reverse), plain.initial_state, do, dS, p.order, p.block, block, delta.carry
+            steps(plain, p.reverse), plain.initial_state, do, dS, p.order, p.block, block, carry
         )
         found = 0
         for name, gradient, y in zip(NAMES, (*g[:8], dS0), _of_all(x), strict=True):
