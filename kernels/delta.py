@@ -4,22 +4,23 @@
     S_t = (diag(a_t) + x_t y_tᵀ) S_{t-1} + k_t v_tᵀ                      (erase)
 
 What a step writes is known once it is known what it reads: m_t = v_t - S̃ᵀ k_t, or e_t = S_{t-1}ᵀ y_t. Those
-reads are the outputs of the core with k (or y) for queries, and depend on the values of earlier steps only, so
-inside a chunk they solve one unit triangular system. With its solution the chunk is the canonical one that
-writes k β m (or k v and x e): what it reads, and the gradient, follow from the maps of `scores`.
+reads are the outputs of the core with k (or y) for queries, and depend on the values of earlier steps only,
+so inside a chunk they solve one unit triangular system. With its solution the chunk is the canonical one
+that writes m by the keys β k (or v by k and e by x): outputs, state and gradient follow from the maps of
+`scores`.
 
-The matrix of the system does not depend on the state: it is inverted once, by forward substitution, and its
-inverse serves the values and, transposed, their gradients. Products of powers of the matrix (Neumann) lose all
-digits where keys are alike: there the powers grow although the inverse does not. What remains is the rounding
-of the system itself, which its solution magnifies by up to the length of a chunk (β = 2: reflections), and each
-chunk hands on: so it is formed and inverted in float64, where float32 would leave 1e-5 after one chunk.
+The system is solved by forward substitution. Products of powers of the matrix (Neumann) lose all digits
+where keys are alike: there the powers grow although the solution does not. What remains is the rounding of
+the system itself, which its solution magnifies by up to the length of a chunk (β = 2: reflections), and each
+chunk hands on: so it is formed and solved in float64, where float32 would leave 1e-5 after one chunk. (An
+inverse from float64 that is applied in float32 leaves as much.)
 
 Layout and vocabulary as in `forms`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,8 +40,8 @@ from .scores import (
     product,
     scores_of,
     times,
+    wide,
 )
-from .scores import wide as _wide
 from .steps import Array, Gradients, Slice
 
 # How the reads that erase see the state: the delta rule after the decay of its step, the general form before.
@@ -48,10 +49,10 @@ DECAYED = Order("DRA")
 
 
 def solve(L: Array, b: Array, transposed: bool = False) -> Array:
-    """x with (I + L) x = b, or (I + L)ᵀ x = b, for L strictly lower triangular: forward substitution."""
+    """x with (I + L) x = b, or (I + L)ᵀ x = b, L being what is below the diagonal: forward substitution."""
     how = {"upper": transposed, "unitriangular": True}
     A = L.mT if transposed else L
-    b_wide = _wide("right-hand side", b)
+    b_wide = wide("right-hand side", b)
     x = into(("solution", transposed), torch.linalg.solve_triangular, A, b_wide, **how)
     return cast(("narrow solution", transposed), x, dtype_of(b))
 
@@ -138,8 +139,8 @@ FORMS: dict[str, Callable[[Source, Array, Order, int], Result]] = {
 def delta_gradient(
     c: Slice, S: Array, G: Array, do: Array, order: Order, known: Solved | None = None
 ) -> tuple[Gradients, Array]:
-    """Of the outputs and the end to what is written; of the solution, by the transposed system, to the reads;
-    of rows and columns, by their maps and through the states at either end."""
+    """From outputs and the end to what is written; from the solution, by the transposed system, to the reads;
+    from all of these, by the maps and through the states at either end, to rows and columns."""
     found = solution(c, S, known)
     scores, columns = found.scores, found.columns
     do = dense("do", do)
@@ -165,8 +166,8 @@ def delta_gradient(
 
 
 def sweeps() -> tuple[BlockGradient, Carry]:
-    """`delta_gradient` and `carry` of one sequence: what the first sweep solves is kept for the second, as many
-    numbers per chunk as its system and its values have."""
+    """`delta_gradient` and `carry` for one sequence: the systems that the first sweep solves are kept for the
+    second, with what solves them. They are about as much memory as the states between."""
     kept: list[Solved] = []
 
     def forward(c: Slice, S: Array, order: Order) -> Array:

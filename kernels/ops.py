@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from . import checks, delta, forms, gradients, triton_core
-from .memory import reusing
 from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
+from .memory import reusing
 from .order import READS
 from .steps import Gradients, Steps
 
@@ -246,7 +246,7 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
     given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
     block = (delta.GRADIENTS if x.erases else gradients.GRADIENTS)[kind]
-    carry = delta.carry if x.erases else forms.carry
+    carry: gradients.Carry = delta.carry if x.erases else forms.carry
     x, resets = _without_resets(x)
     size = _block(x, o, kind)
     found: list[Gradients] = []

@@ -1,15 +1,19 @@
 """Attention maps inside a slice, and their gradients, where several vectors read and several are written.
 
-Of rows x_t that read and columns k_s that are written the map is  P_{t,s} = x_tᵀ (a_{s,t} ∘ k_s),  a_{s,t} the
-decays between. Three ways to it, by what the decays are:
+Of rows x_t that read and columns k_s that are written the map is  P_{t,s} = x_tᵀ (a_{s,t} ∘ k_s),  where
+a_{s,t} are the decays between. There are four ways to it, by what the log-decays of the slice are:
 
-- `Shared`: none, or one for all keys: the products, times one weight matrix per head.
-- `Folded`: one per key, where exp of their sums over the slice and its reciprocal are numbers of float64: then
-  both go into the operands, P = (x ∘ E) (k / E)ᵀ. In float64 that keeps more digits than float32 has.
-- `Levels`: one per key, any: log2(C) levels, at each of which the right half of every block reads the left half
-  (as `forms.tree`).
+- `Folded`: none, or so weak that exp of their sums from the start, E, and 1/E are numbers of the operands'
+  dtype. They go into rows and columns once, for all maps, states and gradients: P = (x ∘ E) (k / E)ᵀ.
+- `Wide`: one per key, where that holds in float64: so are the maps then.
+- `Shared`: one for all keys: the products, times one matrix of weights per head.
+- `Levels`: one per key, any: log2(C) levels, at each of which the right half of every block reads the left
+  half, as in `forms.tree`.
 
-Columns are written after the decay of their step (as in every order that erases), rows read as their order says.
+In the last two nothing is divided and no sums are subtracted, so a log-decay of -inf is one like any other.
+In the first two sums are taken in float64; what they lose is far below the last digit of float32.
+
+Columns are written after the decay of their step, as wherever a step erases; rows read as their order says.
 """
 
 from __future__ import annotations
@@ -37,8 +41,8 @@ from .steps import Array
 
 # exp of this, times the square of anything in float32, is a number of float64.
 REPRESENTABLE = 500.0
-# The same for float32, and numbers up to 1e6.
-REPRESENTABLE_SINGLE = 50.0
+# The same for float32, and the square of numbers up to 1e11.
+REPRESENTABLE_SINGLE = 30.0
 
 
 class Row(NamedTuple):
@@ -51,9 +55,9 @@ class Row(NamedTuple):
 
 
 class Column(NamedTuple):
-    """What is written: v [..., C, V] by the keys k [..., C, K], or w ∘ k where there are weights w [..., C, 1].
+    """What is written: v [..., C, V] by the keys w ∘ k, for k [..., C, K] and weights w [..., C, 1] or None.
 
-    In a system v is what solves it, and not there."""
+    Of a system v is the solution, and not there yet."""
 
     name: str
     k: Array
@@ -140,8 +144,8 @@ def later(x: Array) -> Array:
 
 
 def straddling(pairs: Array, decayed: bool) -> Array:
-    """Of each step the sum over the pairs of a row and an earlier column whose decays contain its own, [..., C,
-    1]; those of a row contain that of its own step if it is decayed."""
+    """Of each step the sum over the pairs, of a row and an earlier column, that are weighed by its decay:
+    [..., C, 1]. Rows are weighed by that of their own step if they read after it (decayed)."""
     before = into("pairs before", torch.cumsum, pairs, -1)
     seen = into("straddling", torch.tril, before, -1 if decayed else -2)
     return later(torch.sum(seen, -2)[..., None])
@@ -173,8 +177,8 @@ def end_to(x: Array) -> Array:
 
 
 class Scores:
-    """Maps of rows and columns, by weights that are exp of sums of log-decays; and what passes through the state
-    at the start and end of the slice."""
+    """Maps of rows and columns, by weights that are exp of sums of log-decays; and what passes through the
+    state at the start and the end of the slice."""
 
     def __init__(self, la: Array) -> None:
         self.la = la
@@ -213,7 +217,7 @@ class Scores:
         return times(("until end", column.name), column.key, self.until_end())
 
     def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
-        """The state after the slice, from that before. It may take its place, if that has this name."""
+        """The state after the slice, from that before. It may take its place, where that has this name."""
         written = [product(("to end", c.name), self._until_end(c).mT, c.v) for c in columns]
         end = times(name, S, self.whole())
         for w in written:
@@ -221,7 +225,7 @@ class Scores:
         return end
 
     def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
-        """Gradients of the values of columns, of which one row's read (by these maps) and the end have those."""
+        """Gradients of the values of columns, from that of one row's reads, by these maps, and of the end."""
         return [
             plus(
                 ("of values", c.name),
@@ -262,20 +266,29 @@ class Scores:
 
 
 class Shared(Scores):
-    """One log-decay for all keys: the products, times one matrix of weights per head."""
+    """One log-decay for all keys: the products, times one matrix of weights per head. Sums of them are given
+    in float64 where exp of these and of their negatives are numbers of it."""
 
-    def __init__(self, la: Array) -> None:
+    def __init__(self, la: Array, sums: Array = None) -> None:
         super().__init__(la)
-        n = la.shape[-2]
-        spread = into("spread", torch.tril, la.expand(*la.shape[:-1], n), -1)
-        self.sums = into("sums of pairs", torch.cumsum, spread, -2)
+        self.sums = sums
         self.known: dict[Order, Array] = {}
 
     def weights(self, order: Order) -> Array:
         if order not in self.known:
-            weights = into("weights", torch.exp, self.sums if order.query_decayed else later(self.sums))
-            self.known[order] = lower(("weights", order), weights, order)
+            self.known[order] = lower(("weights", order), self._unmasked(order), order)
         return self.known[order]
+
+    def _unmasked(self, order: Order) -> Array:
+        if self.sums is not None:
+            decay = torch.exp(self.sums if order.query_decayed else later(self.sums))
+            found = times("unmasked", decay, torch.exp(-self.sums).mT)
+            # before they are lost to the other dtype's range
+            return cast("narrow weights", lower("wide weights", found, order), dtype_of(self.la))
+        n = self.la.shape[-2]
+        spread = into("spread", torch.tril, self.la.expand(*self.la.shape[:-1], n), -1)
+        sums = into("sums of pairs", torch.cumsum, spread, -2)
+        return into("weights", torch.exp, sums if order.query_decayed else later(sums))
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         found: Maps = []
@@ -375,8 +388,8 @@ class Wide(Scores):
 
 
 class Folded(Scores):
-    """No log-decays, or such that exp(sums) and exp(-sums) are numbers of the operands' dtype. The sums are taken
-    in float64: these numbers are right to their last digit."""
+    """No log-decays, or such that exp(sums) and exp(-sums) are numbers of the operands' dtype: rounded once,
+    from sums in float64."""
 
     def __init__(self, la: Array, sums: Array) -> None:
         super().__init__(la)
@@ -507,8 +520,8 @@ class Folded(Scores):
         return lower(("lower", *name), product(name, row.g, column.v.mT), row.order)
 
     def _of_decays(self, rows: list[Row], columns: list[Column], maps: Maps, dP: Maps) -> Array:
-        """Of the log-decays, through the maps: of one for all keys the sum of the pairs that contain it, of one
-        per key a difference of sums over time, in float64."""
+        """Of the log-decays, through the maps: of one for all keys the sum of the pairs that it weighs; of
+        one per key a difference of sums over time, in float64."""
         if self.la is None:
             return None
         if self.la.shape[-1] > 1:
@@ -606,6 +619,6 @@ def scores_of(la: Array) -> Scores:
         lowest = torch.amin(sums[..., -1:, :])
         if lowest > -(REPRESENTABLE if dtype_of(la) in (torch.float64, None) else REPRESENTABLE_SINGLE):
             return Folded(la, sums)
-        if la.shape[-1] > 1 and lowest > -REPRESENTABLE:
-            return Wide(la, sums)
+        if lowest > -REPRESENTABLE:
+            return Wide(la, sums) if la.shape[-1] > 1 else Shared(la, sums)
     return Shared(la) if la.shape[-1] == 1 else Levels(la)
