@@ -201,7 +201,7 @@ def _solve_triangular(L: Any, b: Any, *, upper: bool, unitriangular: bool) -> An
 
 def _tril(x: Any, diagonal: int = 0) -> Any:
     """What is above the diagonal becomes 0 (for a Log, the log of 1)."""
-    return _where(np.tri(*x.shape[-2:], diagonal) == 1, x, x.zeros_like())
+    return _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like())
 
 
 _TORCH: dict[str, Any] = {

@@ -278,7 +278,7 @@ def _solve_triangular(L: Bounded, b: Bounded, *, upper: bool, unitriangular: boo
     size = np.abs(x).astype(np.float64)
 
     def image(e: Bounds) -> Bounds:
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             return _outward(inverse @ (start + D @ (size + 2 * e) + E @ e), 4 * n)
 
     e = image(np.zeros_like(size))
@@ -294,7 +294,7 @@ _TORCH: dict[str, Any] = {
     "cat": lambda xs, dim=0: _joined(xs, dim, np.concatenate),
     "stack": lambda xs, dim=0: _joined(xs, dim, np.stack),
     "where": _where,
-    "tril": lambda x, diagonal=0: _where(np.tri(*x.shape[-2:], diagonal) == 1, x, x.zeros_like()),
+    "tril": lambda x, diagonal=0: _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like()),
     "linalg_solve_triangular": _solve_triangular,
 }
 
