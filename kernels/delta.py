@@ -97,7 +97,7 @@ def solution(c: Slice, S: Array, known: Solved | None = None) -> Chunk:
 def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
     found = solution(c, S)
-    return own(found.scores.end(S, found.columns, "end"))
+    return found.scores.end(S, found.columns, None)
 
 
 def delta_chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
@@ -173,7 +173,7 @@ def sweeps() -> tuple[BlockGradient, Carry]:
     def forward(c: Slice, S: Array, order: Order) -> Array:
         found = solution(c, S)
         kept.append(Solved(own(found.L), own(found.columns[-1].v)))
-        return own(found.scores.end(S, found.columns, "end"))
+        return found.scores.end(S, found.columns, None)
 
     def back(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
         return delta_gradient(c, S, G, do, order, kept.pop())

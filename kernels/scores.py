@@ -217,12 +217,14 @@ class Scores:
         return times(("until end", column.name), column.key, self.until_end())
 
     def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
-        """The state after the slice, from that before. It may take its place, where that has this name."""
-        written = [product(("to end", c.name), self._until_end(c).mT, c.v) for c in columns]
-        end = times(name, S, self.whole())
-        for w in written:
-            end = plus(name, end, w)
-        return end
+        """The state after the slice, from that before. It may take its place, where that has this name; with
+        none it is in memory of its own."""
+        written: Array = None
+        for c in columns:
+            w = product(("to end", c.name), self._until_end(c).mT, c.v)
+            written = plus("to end", written, w)
+        faded = times(name or "faded", S, self.whole())
+        return faded + written if name is None else plus(name, faded, written)
 
     def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
         """Gradients of the values of columns, from that of one row's reads, by these maps, and of the end."""
@@ -456,9 +458,13 @@ class Folded(Scores):
         return product(("from start", row.name), self._row(row), S)
 
     def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
+        written: Array = None
         for c in columns:
-            S = plus(name, S, product("to end", self._column(c).mT, c.v))
-        return times(name, S, self.whole())
+            written = plus("to end", written, product(("to end", c.name), self._column(c).mT, c.v))
+        whole = self.whole()
+        if name is not None:
+            return times(name, plus(name, S, written), whole)
+        return S + written if whole is None else plus("faded", S, written) * whole
 
     def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
         G = self._at_start(G)
