@@ -147,6 +147,9 @@ class Element:
     def amin(self) -> float:
         raise self._refused("amin")
 
+    def amax(self) -> float:
+        raise self._refused("amax")
+
     def _refused(self, operation: str, other: object = None) -> TypeError:
         of = type(self).__name__ + ("" if other is None else f" and {type(other).__name__}")
         return TypeError(f"{operation} has no meaning for {of}")
@@ -212,6 +215,8 @@ _TORCH: dict[str, Any] = {
     "matmul": operator.matmul,
     "tril": _tril,
     "amin": lambda x: x.amin(),
+    "amax": lambda x: x.amax(),
+    "diagonal": lambda x, offset, dim1, dim2: x._each(lambda y: np.diagonal(y, offset, dim1, dim2)),
     "cat": lambda xs, dim=0: _joined(xs, dim, np.concatenate, "cat"),
     "stack": lambda xs, dim=0: _joined(xs, dim, np.stack, "stack"),
     "where": _where,

@@ -209,6 +209,9 @@ class Bounded(Element):
     def zeros_like(self) -> Bounded:
         return self._each(np.zeros_like)
 
+    def amax(self) -> float:
+        return -(-self).amin()
+
     def amin(self) -> float:
         """Of what any computation may have."""
         return float((self.computed - 2 * self.error).min())

@@ -13,7 +13,8 @@ The system is solved by forward substitution. Products of powers of the matrix (
 where keys are alike: there the powers grow although the solution does not. What remains is the rounding of
 the system itself, which its solution magnifies by up to the length of a chunk (β = 2: reflections), and each
 chunk hands on: so it is formed and solved in float64, where float32 would leave 1e-5 after one chunk. (An
-inverse from float64 that is applied in float32 leaves as much.)
+inverse from float64 that is applied in float32 leaves as much.) Where no step reflects, β |k|² ≤ 1, nothing
+is magnified, and float32 is enough.
 
 Layout and vocabulary as in `forms`.
 """
@@ -40,7 +41,6 @@ from .scores import (
     product,
     scores_of,
     times,
-    wide,
 )
 from .steps import Array, Gradients, Slice
 
@@ -52,8 +52,9 @@ def solve(L: Array, b: Array, transposed: bool = False) -> Array:
     """x with (I + L) x = b, or (I + L)ᵀ x = b, L being what is below the diagonal: forward substitution."""
     how = {"upper": transposed, "unitriangular": True}
     A = L.mT if transposed else L
-    b_wide = wide("right-hand side", b)
-    x = into(("solution", transposed), torch.linalg.solve_triangular, A, b_wide, **how)
+    dtype = dtype_of(L)
+    x = cast("right-hand side", b, dtype)
+    x = into(("solution", transposed, dtype), torch.linalg.solve_triangular, A, x, **how)
     return cast(("narrow solution", transposed), x, dtype_of(b))
 
 

@@ -44,6 +44,9 @@ REPRESENTABLE = 500.0
 # The same for float32, and the square of numbers up to 1e11.
 REPRESENTABLE_SINGLE = 30.0
 
+# The most of a key that a step may erase without reflecting it, and some room for rounding.
+GENTLE = 1.001
+
 
 class Row(NamedTuple):
     """What reads: x [..., C, K]. In a gradient, that of what it reads, g [..., C, V]."""
@@ -203,7 +206,8 @@ class Scores:
         return None if self.la is None else torch.exp(total(self.la)).mT
 
     def system(self, row: Row, column: Column) -> Array:
-        """A map in float64, of which only what is below the diagonal counts."""
+        """A map in float64, of which only what is below the diagonal counts; or in float32, where no step
+        reflects what it erases, and so none hands the errors of earlier ones on as large as they are."""
         x, k = wide(("wide", row.name), row.x), wide(("wide", column.name), column.key)
         ((P,),) = self.maps([row._replace(x=x)], [column._replace(k=k, w=None)])
         return P
@@ -440,6 +444,11 @@ class Folded(Scores):
 
     def system(self, row: Row, column: Column) -> Array:
         name = "system", column.name
+        if column.k is row.x and column.w is not None and dtype_of(row.x) == torch.float32:
+            # The diagonal has w |k|², and 1 - w |k|² is what a step leaves of k.
+            P = product(("narrow", *name), self._row(row), self._column(column).mT)
+            if _can_look(P) and torch.amax(torch.diagonal(P, 0, -2, -1)) <= GENTLE:
+                return P
         x = wide(("wide", row.name), row.x)
         k = x if column.k is row.x else wide(("wide", column.name), column.k)
         decay, growth = self._wide_decay(row.order), self.wide_growth
