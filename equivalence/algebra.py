@@ -19,6 +19,8 @@ derivatives without any formula for them.
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -142,6 +144,12 @@ class Element:
     def zeros_like(self: E) -> E:
         raise self._refused("zeros_like")
 
+    def amin(self) -> float:
+        raise self._refused("amin")
+
+    def amax(self) -> float:
+        raise self._refused("amax")
+
     def _refused(self, operation: str, other: object = None) -> TypeError:
         of = type(self).__name__ + ("" if other is None else f" and {type(other).__name__}")
         return TypeError(f"{operation} has no meaning for {of}")
@@ -194,7 +202,21 @@ def _solve_triangular(L: Any, b: Any, *, upper: bool, unitriangular: bool) -> An
     return torch.cat(rows[::-1] if upper else rows, -2)
 
 
+def _tril(x: Any, diagonal: int = 0) -> Any:
+    """What is above the diagonal becomes 0 (for a Log, the log of 1)."""
+    return _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like())
+
+
 _TORCH: dict[str, Any] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "matmul": operator.matmul,
+    "tril": _tril,
+    "amin": lambda x: x.amin(),
+    "amax": lambda x: x.amax(),
+    "diagonal": lambda x, offset, dim1, dim2: x._each(lambda y: np.diagonal(y, offset, dim1, dim2)),
     "cat": lambda xs, dim=0: _joined(xs, dim, np.concatenate, "cat"),
     "stack": lambda xs, dim=0: _joined(xs, dim, np.stack, "stack"),
     "where": _where,
@@ -295,6 +317,17 @@ class Log(Element):
     def __sub__(self, y: object) -> Log:
         """The quotient (by 0, it is 0): for checking formulas that subtract; the core never does."""
         return self._combined(y, "-", lambda a, b: multiply(a, inverse(b)), subtract)
+
+    def __neg__(self) -> Log:
+        """The reciprocal's, where no element is 0."""
+        value, *tangents = self.parts
+        if (value == 0).any():
+            raise self._refused("- of -inf")
+        return Log(inverse(value), *(subtract(np.zeros_like(t), t) for t in tangents))
+
+    def amin(self) -> float:
+        """-inf if that is among them. No other order is there."""
+        return -math.inf if (self.parts[0] == 0).any() else 0.0
 
     def __mul__(self, n: object) -> Log:
         if not isinstance(n, Integer):

@@ -209,6 +209,13 @@ class Bounded(Element):
     def zeros_like(self) -> Bounded:
         return self._each(np.zeros_like)
 
+    def amax(self) -> float:
+        return -(-self).amin()
+
+    def amin(self) -> float:
+        """Of what any computation may have."""
+        return float((self.computed - 2 * self.error).min())
+
     @classmethod
     def __torch_function__(cls, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         own = _TORCH.get(getattr(f, "__name__", ""))
@@ -274,7 +281,7 @@ def _solve_triangular(L: Bounded, b: Bounded, *, upper: bool, unitriangular: boo
     size = np.abs(x).astype(np.float64)
 
     def image(e: Bounds) -> Bounds:
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             return _outward(inverse @ (start + D @ (size + 2 * e) + E @ e), 4 * n)
 
     e = image(np.zeros_like(size))
@@ -290,6 +297,7 @@ _TORCH: dict[str, Any] = {
     "cat": lambda xs, dim=0: _joined(xs, dim, np.concatenate),
     "stack": lambda xs, dim=0: _joined(xs, dim, np.stack),
     "where": _where,
+    "tril": lambda x, diagonal=0: _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like()),
     "linalg_solve_triangular": _solve_triangular,
 }
 
@@ -364,6 +372,9 @@ class Fixed(Element):
 
     def zeros_like(self) -> Fixed:
         return Fixed(self.parts[0] * 0)
+
+    def amin(self) -> float:
+        return float(self.floats().min())
 
     def floats(self) -> Bounds:
         return np.asarray(_elementwise(lambda x: float(x) * 2.0**-BITS, self.parts[0]), np.float64)

@@ -3,15 +3,18 @@
     S_t = S̃ + β_t k_t (v_t - S̃ᵀ k_t)ᵀ,  S̃ = a_t ∘ S_{t-1}             (beta)
     S_t = (diag(a_t) + x_t y_tᵀ) S_{t-1} + k_t v_tᵀ                      (erase)
 
-What a step writes is known once it is known what it reads: u_t = β_t (v_t - S̃ᵀ k_t), or e_t = S_{t-1}ᵀ y_t.
-Those reads are the outputs of the core with k (or y) for queries, and depend on the values of earlier steps
-only, so inside a chunk they solve one unit triangular system. With its solution the chunk is the canonical
-one that writes k u (or k v and x e): outputs, state and gradient are those of `forms` and `gradients`.
+What a step writes is known once it is known what it reads: m_t = v_t - S̃ᵀ k_t, or e_t = S_{t-1}ᵀ y_t. Those
+reads are the outputs of the core with k (or y) for queries, and depend on the values of earlier steps only,
+so inside a chunk they solve one unit triangular system. With its solution the chunk is the canonical one
+that writes m by the keys β k (or v by k and e by x): outputs, state and gradient follow from the maps of
+`scores`.
 
 The system is solved by forward substitution. Products of powers of the matrix (Neumann) lose all digits
 where keys are alike: there the powers grow although the solution does not. What remains is the rounding of
 the system itself, which its solution magnifies by up to the length of a chunk (β = 2: reflections), and each
-chunk hands on: so it is formed and solved in float64, where float32 would leave 1e-5 after one chunk.
+chunk hands on: so it is formed and solved in float64, where float32 would leave 1e-5 after one chunk. (An
+inverse from float64 that is applied in float32 leaves as much.) Where no step reflects, β |k|² ≤ 1, nothing
+is magnified, and float32 is enough.
 
 Layout and vocabulary as in `forms`.
 """
@@ -19,117 +22,93 @@ Layout and vocabulary as in `forms`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-from . import forms
-from .forms import (
-    Result,
-    Source,
-    _cat,
-    attend,
-    chunk,
-    decayed,
-    halves,
-    in_blocks,
-    pad_time,
-    power_of_two,
-    prefix,
-    read_entry,
-    recurrent_form,
-    suffix,
-    weights,
-    whole,
-)
-from .gradients import BlockGradient, chunk_gradient, plus, walk_gradient
+from .forms import Result, Source, attend, in_blocks, recurrent_form
+from .gradients import BlockGradient, Carry, walk_gradient
+from .memory import into, own
 from .order import BEFORE, Order
+from .scores import (
+    Column,
+    Row,
+    Scores,
+    cast,
+    dense,
+    dtype_of,
+    plus,
+    product,
+    scores_of,
+    times,
+)
 from .steps import Array, Gradients, Slice
 
 # How the reads that erase see the state: the delta rule after the decay of its step, the general form before.
 DECAYED = Order("DRA")
 
 
-def scores(c: Slice, order: Order) -> Array:
-    """The attention map inside a slice, [..., C, C], where reads precede writes (the order is strict): from
-    segment sums or, for decays per key, the tree."""
-    if c.la is None or c.la.shape[-1] == 1:
-        return weights(c, 0, order)
-    n = c.k.shape[-2]
-    padded = power_of_two(n)
-    q, k, la = (pad_time(x, padded) for x in (c.q, c.k, c.la))
-    # Of blocks of one step, which read nothing of their own; rows of later levels hold those of their block.
-    P = torch.zeros_like(torch.sum(q * k, -1, True))
-    h = 1
-    while h < padded:
-        (_, q_r), (k_l, _), (la_l, la_r), (P_l, P_r) = (halves(x, h) for x in (q, k, la, P))
-        reads = decayed(q_r, prefix(la_r, order.query_decayed))
-        writes = decayed(k_l, suffix(la_l, order.key_decayed))
-        across = reads @ writes.mT
-        # Decays may tell heads apart that share queries and keys.
-        P_l, P_r = P_l.expand(*across.shape), P_r.expand(*across.shape)
-        P = whole(_cat([P_l, torch.zeros_like(P_l)], -1), _cat([across, P_r], -1))
-        h *= 2
-    return P[..., :n, :n]
-
-
-def _wide(x: Array) -> Array:
-    return x.double() if hasattr(x, "dtype") else x  # field elements have none
-
-
 def solve(L: Array, b: Array, transposed: bool = False) -> Array:
-    """x with (I + L) x = b, or (I + L)ᵀ x = b, for L strictly lower triangular: forward substitution."""
-    if transposed:
-        x = torch.linalg.solve_triangular(L.mT, _wide(b), upper=True, unitriangular=True)
-    else:
-        x = torch.linalg.solve_triangular(L, _wide(b), upper=False, unitriangular=True)
-    return x.to(b.dtype) if hasattr(b, "dtype") else x
+    """x with (I + L) x = b, or (I + L)ᵀ x = b, L being what is below the diagonal: forward substitution."""
+    how = {"upper": transposed, "unitriangular": True}
+    A = L.mT if transposed else L
+    dtype = dtype_of(L)
+    x = cast("right-hand side", b, dtype)
+    x = into(("solution", transposed, dtype), torch.linalg.solve_triangular, A, x, **how)
+    return cast(("narrow solution", transposed), x, dtype_of(b))
 
 
-def _reads(c: Slice) -> tuple[Slice, Order]:
-    """The slice whose queries are what this one erases by, and their order."""
+class Chunk(NamedTuple):
+    """What a slice writes and reads, with all that is needed again for its gradient."""
+
+    scores: Scores
+    reads: Row  # what it erases by
+    maps: list[Array]  # of these, with each column
+    L: Array  # the system that they solve, [..., C, C]; what is below the diagonal counts
+    columns: list[Column]  # what is written, with the solution
+
+
+class Solved(NamedTuple):
+    """A system and its solution, for the gradient."""
+
+    L: Array
+    values: Array
+
+
+def solution(c: Slice, S: Array, known: Solved | None = None) -> Chunk:
+    """The system of a slice from the state at its start, and what it writes."""
+    scores = scores_of(c.la)
     if c.beta is not None:
-        return Slice(c.k, c.k, c.v, c.la), DECAYED
-    return Slice(c.y, c.k, c.v, c.la), BEFORE
-
-
-def _system(c: Slice) -> Array:
-    """L [..., C, C], strictly lower triangular, of the system that a slice's reads solve."""
-    k, beta, x, y = (None if z is None else _wide(z) for z in (c.k, c.beta, c.x, c.y))
-    c = c._replace(k=k, beta=beta, x=x, y=y)  # decays damp errors: theirs need not be so small
-    reads, order = _reads(c)
-    if c.beta is not None:
-        return c.beta * scores(reads, order)
-    return scores(reads._replace(k=c.x), order) * -1
-
-
-def writes(c: Slice, S: Array, L: Array) -> list[Slice]:
-    """Slices that do not erase: their states and outputs, of the first from S and of others from zero, add up
-    to those of c, whose system is L."""
-    reads, order = _reads(c)
-    plain = c._replace(beta=None, x=None, y=None)
-    entry = read_entry(reads, S, order)
-    if c.beta is not None:
-        return [plain._replace(v=solve(L, c.beta * (c.v - entry)))]
-    e = solve(L, entry + scores(reads, order) @ c.v)
-    return [plain, plain._replace(k=c.x, v=e)]
+        reads, column = Row("reads", c.k, DECAYED), Column("k", c.k, None, c.beta)
+        if known is None:
+            L = scores.system(reads, column)
+            m = solve(L, into("missing", torch.sub, c.v, scores.read(reads, S)))
+            known = Solved(L, m)
+        return Chunk(scores, reads, [known.L], known.L, [column._replace(v=known.values)])
+    reads, k, x = Row("reads", c.y, BEFORE), Column("k", c.k, c.v), Column("x", c.x)
+    ((A,),) = scores.maps([reads], [k])
+    if known is None:
+        L = into("system", torch.neg, scores.system(reads, x))
+        e = solve(L, plus("read", scores.read(reads, S), product("read inside", A, c.v)))
+        known = Solved(L, e)
+    M = into("map of the system", torch.neg, known.L)
+    return Chunk(scores, reads, [A, M], known.L, [k, x._replace(v=known.values)])
 
 
 def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
-    first, *others = writes(c, S, _system(c))
-    end = forms.carry(first, S, order)
-    for d in others:
-        end = end + forms.carry(d, torch.zeros_like(S), order)
-    return end
+    found = solution(c, S)
+    return found.scores.end(S, found.columns, None)
 
 
 def delta_chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
-    first, *others = writes(c, S, _system(c))
-    o, end = chunk(first, S, order)
-    for d in others:
-        more, state = chunk(d, torch.zeros_like(S), order)
-        o, end = o + more, end + state
-    return o, end
+    found = solution(c, S)
+    row = Row("query", c.q, order)
+    (maps,) = found.scores.maps([row], found.columns)
+    inside: Array = None
+    for P, column in zip(maps, found.columns, strict=True):
+        inside = plus("inside", inside, product(("inside", column.name), P, column.v))
+    return found.scores.read(row, S) + inside, found.scores.end(S, found.columns, "state")
 
 
 def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
@@ -137,12 +116,13 @@ def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
 
 
 def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:
-    """One system for all steps, T·T numbers per head; then attention to the values that solve it."""
+    """One system for all steps, T·T numbers per head; then attention to what solves it."""
     c = steps.slice(0, len(steps))
-    first, *others = writes(c, S, _system(c))
-    outs, end = attend(first, S, order, size)
+    first, *others = solution(c, S).columns
+    plain = c._replace(beta=None, x=None, y=None)
+    outs, end = attend(plain._replace(k=first.key, v=first.v), S, order, size)
     for d in others:
-        more, state = attend(d, torch.zeros_like(S), order, size)
+        more, state = attend(plain._replace(k=d.key, v=d.v), torch.zeros_like(S), order, size)
         outs, end = [a + b for a, b in zip(outs, more, strict=True)], end + state
     return outs, end
 
@@ -157,31 +137,49 @@ FORMS: dict[str, Callable[[Source, Array, Order, int], Result]] = {
 # ------------------------------------------------------------------ gradient
 
 
-def delta_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
-    """Canonical gradients of what is written; of the solution, by the transposed system, to the reads; of
-    these, canonical gradients again."""
-    reads, read_order = _reads(c)
-    none, zero = torch.zeros_like(G), torch.zeros_like(S)
-    L = _system(c)
-    first, *others = writes(c, S, L)
-    g, G_start = chunk_gradient(first, S, G, do, order)
+def delta_gradient(
+    c: Slice, S: Array, G: Array, do: Array, order: Order, known: Solved | None = None
+) -> tuple[Gradients, Array]:
+    """From outputs and the end to what is written; from the solution, by the transposed system, to the reads;
+    from all of these, by the maps and through the states at either end, to rows and columns."""
+    found = solution(c, S, known)
+    scores, columns = found.scores, found.columns
+    do = dense("do", do)
+    query = Row("query", c.q, order, do)
+    (maps,) = scores.maps([query], columns)
+    # of what is written, but for what later reads of the same slice make of it
+    dv = scores.of_values(maps, columns, do, G)
     if c.beta is not None:
-        reads = reads._replace(v=first.v)
-        missing = c.v - chunk(reads, S, read_order)[0]
-        t = solve(L, g.v, transposed=True)
-        dv = c.beta * t
-        r, into_start = chunk_gradient(reads, S, none, dv * -1, read_order)
-        dbeta = torch.sum(t * missing, -1, True)
-        # t holds already what later reads take from a step's value: r.v is not added
-        more = Gradients(None, r.q + r.k, dv, r.la, None, dbeta)
-        return plus(g._replace(v=None), more), G_start + into_start
-    (second,) = others
-    h, _ = chunk_gradient(second, zero, G, do, order)
-    t = solve(L, h.v, transposed=True)
-    r, into_start = chunk_gradient(reads, S, none, t, read_order)
-    e, _ = chunk_gradient(reads._replace(k=c.x, v=second.v), zero, none, t, read_order)
-    found = plus(g, Gradients(h.q, r.k, r.v, h.la, None, None, h.k + e.k, r.q + e.q))
-    return plus(found, Gradients(None, None, None, plus(r, e).la, None)), G_start + into_start
+        dm = solve(found.L, dv[0], transposed=True)
+        reads = found.reads._replace(g=into("of reads", torch.neg, dm))
+    else:
+        reads = found.reads._replace(g=solve(found.L, dv[1], transposed=True))
+        dm = plus("of values", dv[0], product("of values, by reads", found.maps[0].mT, reads.g))
+    pulled, G_start = scores.pull([query, reads], columns, [maps, found.maps], S, G)
+    (dq, dreads), dla = pulled.rows, pulled.la
+    if c.beta is not None:
+        (dkey,) = pulled.columns
+        dbeta = torch.sum(times("of weights", c.k, dkey), -1, True)
+        dk = dreads + times("of keys", dkey, c.beta)
+        return Gradients(own(dq), dk, own(dm), dla, None, dbeta), G_start
+    dk, dx = pulled.columns
+    return Gradients(own(dq), own(dk), own(dm), dla, None, None, own(dx), own(dreads)), G_start
+
+
+def sweeps() -> tuple[BlockGradient, Carry]:
+    """`delta_gradient` and `carry` for one sequence: the systems that the first sweep solves are kept for the
+    second, with what solves them. They are about as much memory as the states between."""
+    kept: list[Solved] = []
+
+    def forward(c: Slice, S: Array, order: Order) -> Array:
+        found = solution(c, S)
+        kept.append(Solved(own(found.L), own(found.columns[-1].v)))
+        return found.scores.end(S, found.columns, None)
+
+    def back(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
+        return delta_gradient(c, S, G, do, order, kept.pop())
+
+    return back, forward
 
 
 GRADIENTS: dict[str, BlockGradient] = {"chunk": delta_gradient, "recurrent": walk_gradient}

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from .memory import forget
 from .order import Order
 from .steps import Array, Slice
 
@@ -345,6 +346,8 @@ def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> R
     """Blocks of `size` steps one after the other, the state handed from each to the next."""
     outs = []
     for i in range(0, len(steps), size):
+        if i and i + size > len(steps):
+            forget()
         o, S = body(steps.slice(i, min(i + size, len(steps))), S, order)
         outs.append(o)
     return outs, S

@@ -41,6 +41,7 @@ from .forms import (
     weights,
     whole,
 )
+from .memory import forget
 from .order import Order
 from .steps import Array, Gradients, Slice, Steps
 
@@ -287,6 +288,8 @@ def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = c
     """The state at the start of every block, and at the end: length T/size + 1."""
     states = [S]
     for i in range(0, len(steps), size):
+        if i and i + size > len(steps):
+            forget()
         S = carry(steps.slice(i, min(i + size, len(steps))), S, order)
         states.append(S)
     return states
@@ -308,6 +311,8 @@ def vjp(
     pieces, G = [], dS
     for i, S_start in zip(reversed(starts), reversed(states[:-1]), strict=True):
         j = min(i + size, len(steps))
+        if j + size > len(steps):
+            forget()
         g, G = block(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
         pieces.append(steps.pull_back(i, j, g))
     return steps.join(pieces[::-1]), G

@@ -48,3 +48,8 @@ def into(name: Hashable, operation: Callable[..., Any], *args: Any, **options: A
         result = _here.kept[name] = operation(*args, **options)
         return result
     return operation(*args, **options, out=memory)
+
+
+def own(x: Any) -> Any:
+    """x, in memory that no later result takes."""
+    return x if _here.kept is None else x.clone()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import checks, delta, forms, gradients, numba_core, triton_core
 from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
+from .memory import reusing
 from .order import READS
 from .steps import Gradients, Steps
 
@@ -248,7 +249,8 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
             state = _initial(x, n, dtype)
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
-                outs, state = run(steps, state, order, _block(x, o, form))
+                with reusing(not torch.is_grad_enabled()):
+                    outs, state = run(steps, state, order, _block(x, o, form))
                 outs = [piece.transpose(1, 2) for piece in outs]
                 pieces += [piece.flip(1) for piece in outs[::-1]] if o.reverse else outs
             states.append(state)
@@ -262,7 +264,7 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
     given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
     block = (delta.GRADIENTS if x.erases else gradients.GRADIENTS)[kind]
-    carry = delta.carry if x.erases else forms.carry
+    carry: gradients.Carry = delta.carry if x.erases else forms.carry
     x, resets = _without_resets(x)
     size = _block(x, o, kind)
     found: list[Gradients] = []
@@ -274,7 +276,10 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
                 S = _initial(x, n, dtype)
-                g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry)
+                if x.erases and kind == "chunk":
+                    block, carry = delta.sweeps()
+                with reusing(not torch.is_grad_enabled()):
+                    g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry)
                 found.append(g)
             states.append(G)
     state = states[0] if len(states) == 1 else torch.cat(states)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .memory import into
+
 # A tensor, or anything that takes part in torch functions the way one does (`mixerzoo.equivalence.algebra`).
 Array = Any
 
@@ -106,7 +108,7 @@ class Steps:
     def slice(self, i: int, j: int) -> Slice:
         q = self._spread(self._cut(self.q, i, j))
         if self.scale != 1.0:
-            q = q * self.scale
+            q = into("scaled", torch.mul, q, self.scale)
         k = self._spread(self._cut(self.k, i, j))
         v = self._cut(self.v, i, j).transpose(1, 2)
         la, lb = self.log_decay, self.log_decay_v

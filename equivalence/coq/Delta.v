@@ -1,8 +1,9 @@
 (* The delta rule, and erasure by any x y^T: one unit triangular system gives what every step writes.
 
-   Models kernels/delta.py: `_system`, `solve`, `writes`, `delta_chunk`, `chunk_form`; kernels/forms.py: `walk`,
-   with beta or with x and y. The delta rule and the general form are steps of one sequence here; in the code
-   all steps of a sequence are of one kind. *)
+   Models kernels/delta.py: `solution`, `solve`, `delta_chunk`, `chunk_form`; kernels/forms.py: `walk`, with beta
+   or with x and y. The delta rule and the general form are steps of one sequence here; in the code all steps of
+   a sequence are of one kind. For the delta rule the code solves for what is missing, m, and writes it by β k:
+   what is written here is β m by k (`missing_is_written`). *)
 
 From Mixerzoo Require Export Forms.
 
@@ -215,7 +216,7 @@ Qed.
 Definition score (S : state C) s t : values V :=
   look (erase_y (steps t)) (S ◁ segment (read_order (steps t)) (written_by (fun _ => zero)) s t).
 
-(* `_system` and the right-hand side in `writes`. *)
+(* The system and the right-hand side in `solution`. *)
 Definition system t s (w : values V) : values V :=
   match erases (steps t) with
   | Rule beta _ => beta (score (outer (erase_x (steps s)) w) s t)
@@ -287,6 +288,23 @@ Proof.
   apply (solved w t within); [|now apply right]. intros s here. apply IH; lia.
 Qed.
 
+(* What the code solves for in place of it, where all steps follow the delta rule. *)
+Definition share e : values V -> values V :=
+  match erases e with Rule beta _ => beta | General _ _ => fun v => v end.
+
+Lemma missing_is_written S i m t beta linear :
+  (forall s, exists beta linear, erases (steps s) = Rule beta linear) -> erases (steps t) = Rule beta linear ->
+  m t ⊕ sum (fun s => score (outer (erase_x (steps s)) (share (steps s) (m s))) s t) i (t - i)
+    = value (steps t) ⊕ minus (entry S i t) ->
+  solves system (right_hand_side S i) i (fun s => share (steps s) (m s)) t.
+Proof.
+  intros all this right. unfold solves.
+  rewrite (right_hand_side_of_rule S i t beta linear all this), <- right.
+  rewrite (of_plus _ linear), (of_sum _ _ _ linear). f_equal.
+  - unfold share. now rewrite this.
+  - apply sum_ext. intros s _. unfold system. now rewrite this.
+Qed.
+
 Definition solution S i n := solve system (right_hand_side S i) i n.
 
 Theorem solution_is_writes S i n t : i <= t < i + n -> solution S i n t = true_write S i t.
@@ -304,7 +322,7 @@ Proof.
   destruct (decays (i + n)) as [<- <-]. rewrite writes, through_plus. apply plus_exchange.
 Qed.
 
-(* `writes`: the slices that do not erase, whose outputs and states add up. *)
+(* `solution`: the slices that do not erase, whose outputs and states add up. *)
 Definition first_slice w t : step Q :=
   Step (fades (steps t))
     (match erases (steps t) with Rule _ _ => outer (at_key (steps t)) (w t) | General _ _ => known (steps t) end)

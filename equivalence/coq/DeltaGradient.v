@@ -1,6 +1,7 @@
 (* The delta rule's gradient in chunks: a change of what is written goes back through the transposed system.
 
-   Models kernels/delta.py: `solve` with transposed=True, and of `delta_gradient` the gradient of v, with beta. *)
+   Models kernels/delta.py: `solve` with transposed=True, and of `delta_gradient` the gradient of v, with beta (the
+   system there is that of what is missing, see Delta.v: what solves its transpose is β times what does here). *)
 
 From Mixerzoo Require Export Gradients Delta.
 

@@ -312,7 +312,7 @@ Check (@inside_by_tree : forall (C : core) (K : dual C) (o : order) (steps : nat
 
 (** delta/chunk-body
     What the steps of a slice write is the one solution of a unit lower triangular system.
-    Models kernels/delta.py: _system, writes. *)
+    Models kernels/delta.py: solution. *)
 Check (@system_is_right : forall (C : core) (Q : reads C) (V : erasable C) (o : order)
   (steps : nat -> erasing Q V),
   one_of_reads o -> forall (S : state C) (i n : nat) (w : nat -> values V),

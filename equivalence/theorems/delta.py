@@ -246,7 +246,8 @@ def _chunk(c: Slice, S: Any, order: Any) -> tuple[Any, Any, Any]:
     "delta/chunk-body",
     "One chunk of n steps is n steps of the definition: outputs, and the state, also where only the state is "
     "computed. With forms/loop, by induction, chunk = recurrent for all T.",
-    "every n from 1 to 64 (quick: eight of them), both erasures and reads; decays none, scalar, vector",
+    "every n from 1 to 64 (quick: eight of them), both erasures and reads; decays none, scalar, vector, with "
+    "0 among them and without",
     "exact",
     formula="chunk(c_1 … c_n, S) = (step c_n ∘ … ∘ step c_1)(S),  c_t = (q_t, k_t, v_t, a_t, β_t | x_t, y_t)",
     left=Side("kernels.delta.delta_chunk, and kernels.delta.carry", _chunk),
@@ -255,8 +256,10 @@ def _chunk(c: Slice, S: Any, order: Any) -> tuple[Any, Any, Any]:
 def chunk_body(budget: Budget, tally: Tally) -> None:
     rng = budget.rng()
     longest = max(body_lengths(budget))
-    for where, p in _blocks(longest):
-        x = p.operands(rng, zeros=0.1)
+    for (where, p), zeros in itertools.product(_blocks(longest), (0.0, 0.1)):
+        if p.key_decay == "none" and zeros:
+            continue
+        x = p.operands(rng, zeros=zeros)
         c = steps(x).slice(0, longest)
         outputs, states = tally.right(c, x.initial_state, p.order)
         for n in body_lengths(budget):
@@ -266,7 +269,7 @@ def chunk_body(budget: Budget, tally: Tally) -> None:
                 {"o": o, "S": S, "S alone": alone},
                 {"o": outputs[..., :n, :], "S": states[n], "S alone": states[n]},
             )
-            tally.exact(Problem(n, erasing=p.erasing).degree)
+            tally.exact(Problem(n, n, erasing=p.erasing).degree)
 
 
 # ------------------------------------------------------------------ gradients
@@ -281,9 +284,9 @@ def _of_all(x: Operands) -> tuple[Any, ...]:
 def _by_gradient(kind: str) -> Side:
     def run(p: Problem, x: Operands, do: Field, dS: Field) -> int:
         plain = values(x)
-        block = delta.GRADIENTS[kind]
+        block, carry = delta.sweeps() if kind == "chunk" else (delta.GRADIENTS[kind], delta.carry)
         g, dS0 = gradients.vjp(
-            steps(plain, p.reverse), plain.initial_state, do, dS, p.order, p.block, block, delta.carry
+            steps(plain, p.reverse), plain.initial_state, do, dS, p.order, p.block, block, carry
         )
         found = 0
         for name, gradient, y in zip(NAMES, (*g[:8], dS0), _of_all(x), strict=True):
@@ -346,7 +349,8 @@ def _by_block(kind: str, c: Slice, S: Any, G: Any, do: Any, order: Any) -> int:
     "delta/gradient-body",
     "The gradient of one chunk of n steps, given the state at its start and the gradient of the state at its "
     "end, is the derivative of n steps of the definition. The gradient of a sequence is a sweep of these.",
-    "every n from 1 to 64 (quick: eight of them), both erasures and reads; decays none, scalar, vector; by "
+    "every n from 1 to 64 (quick: eight of them), both erasures and reads; decays none, scalar, vector, with "
+    "0 among them and without; by "
     "matrices, and at eight of the n step by step",
     "exact",
     formula="Σ_x <∂x, ẋ> = d/dε (Σ_{t≤n} <∂o_t, o_t> + <∂S_n, S_n>)(x + ε ẋ),\n"
@@ -357,8 +361,10 @@ def _by_block(kind: str, c: Slice, S: Any, G: Any, do: Any, order: Any) -> int:
 def gradient_body(budget: Budget, tally: Tally) -> None:
     rng = budget.rng()
     longest = max(body_lengths(budget))
-    for where, p in _blocks(longest):
-        x = p.operands(rng, dual=True, zeros=0.1)
+    for (where, p), zeros in itertools.product(_blocks(longest), (0.0, 0.1)):
+        if p.key_decay == "none" and zeros:
+            continue
+        x = p.operands(rng, dual=True, zeros=zeros)
         c = steps(x).slice(0, longest)
         do, G = Field.random(rng, *c.v.shape), Field.random(rng, *x.initial_state.shape)
         slopes = tally.right(c, x.initial_state, p.order, do, G)
@@ -369,4 +375,4 @@ def gradient_body(budget: Budget, tally: Tally) -> None:
                 found = tally.left(name, first_steps(c, n), x.initial_state, G, do[..., :n, :], p.order)
                 if found != slopes[n]:
                     raise Counterexample(f"the {name} gradient of a block of n = {n} is wrong, {where}")
-                tally.exact(Problem(n, erasing=p.erasing).degree + 2)
+                tally.exact(Problem(n, n, erasing=p.erasing).degree + 2)

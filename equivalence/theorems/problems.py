@@ -67,9 +67,12 @@ class Problem:
     @property
     def degree(self) -> int:
         """Of outputs and state, in all operands: at most T decays a and T of b (or T erasures, each of β, k
-        twice and a, or of x and y), times q, k, v and scale."""
-        per_step = 1 + (LARGEST_EXPONENT if self.key_decay == "dt·A" else 1) + 3 * (self.erasing != "none")
-        return per_step * self.length + 4
+        twice and a, or of x and y), times q, k, v and scale. A form that erases may divide by each decay, for
+        every step of its block at most once: so much more when denominators are cleared."""
+        decays = LARGEST_EXPONENT if self.key_decay == "dt·A" else 1
+        erases = self.erasing != "none"
+        cleared = erases * decays * self.length * min(self.block, self.length)
+        return (1 + decays + 3 * erases) * self.length + 4 + cleared
 
     def operands(self, rng: np.random.Generator, dual: bool = False, zeros: float = 0.0) -> Operands:
         """A random point; `zeros` is the share of decays that are 0 (the point is uniform in the others)."""

@@ -20,7 +20,7 @@ from mixerzoo.equivalence.rounding import (
 from mixerzoo.equivalence.theorem import Budget, Counterexample, Side, Tally
 from mixerzoo.equivalence.theorems import catalogue, delta_rounding, rounding
 from mixerzoo.equivalence.theorems.problems import Problem, steps
-from mixerzoo.kernels import delta, forms, gradients
+from mixerzoo.kernels import delta, forms, gradients, scores
 from mixerzoo.kernels.steps import Gradients
 
 X, Y = np.random.default_rng(0).standard_normal((2, 5, 6, 7)).astype(np.float32).astype(np.float64)
@@ -269,7 +269,7 @@ def test_a_system_in_single_precision_is_seen_in_the_bound(monkeypatch):
         return max(c.part for c in found)
 
     wide = part()
-    monkeypatch.setattr(delta, "_wide", lambda x: x)
+    monkeypatch.setattr(scores, "wide", lambda name, x: x)
     assert part() > 2 * wide
 
 

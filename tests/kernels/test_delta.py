@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mixerzoo.kernels import recurrence, step
 from mixerzoo.kernels.ops import backward_op, recurrence_op
+from mixerzoo.kernels.scores import scores_of
 from oracle import DECAYS, arguments, error, leaves, log_decays, loop
 
 FORMS = ("parallel", "chunk", "recurrent", "auto")
@@ -171,6 +172,45 @@ def test_zero_decay_has_gradient_exactly_zero(kind, form):
     (o.sum() + s.sum()).backward()
     assert torch.isneginf(la).any()
     assert (la.grad[torch.isneginf(la)] == 0).all() and la.grad.isfinite().all()
+
+
+WAYS = {
+    "BTH": {0.0: "Folded", -0.1: "Folded", -4.0: "Shared", -60.0: "Shared", -math.inf: "Shared"},
+    "BTHK": {0.0: "Folded", -0.1: "Folded", -4.0: "Wide", -60.0: "Levels", -math.inf: "Levels"},
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("kind", ["beta", "erase"])
+@pytest.mark.parametrize("decay", WAYS)
+def test_strengths_from_chunk_to_chunk(decay, kind, read, dtype):
+    """Each way to the maps of a chunk, one after the other in one sequence whose last chunk is shorter."""
+    torch.manual_seed(12)
+    C, H, K, V = 16, 4, 6, 5
+    strengths = [*WAYS[decay], -4.0, -0.1]
+    T = C * (len(strengths) - 1) + 5
+    q, k, v, *_, s0 = unit_keys(arguments(2, T, H, K, V, heads=(2, 1)))
+    by_step = torch.tensor(strengths, dtype=torch.float64).repeat_interleave(C)[:T]
+    la = by_step[None, :, None, None] * (1 + torch.rand(2, T, H, 1 if decay == "BTH" else K)) / 2
+    extra = erasing(kind, 2, T, H, K, heads=(1, 4))
+    if dtype == torch.float32:
+        ways = [type(scores_of(x.transpose(1, 2).float())).__name__ for x in la.split(C, 1)]
+        assert ways == [WAYS[decay][strength] for strength in strengths]
+    la = la[..., 0] if decay == "BTH" else la
+    found = {}
+    for form, to in (("recurrent", torch.float64), ("chunk", dtype)):
+        xs = [
+            x.to(to).requires_grad_()
+            for x in (q, k, v, la, s0, *leaves(*extra.values(), *extra.get("erase", ())))
+        ]
+        named = {"beta": xs[5]} if kind == "beta" else {"erase": (xs[5], xs[6])}
+        o, s = recurrence(*xs[:4], initial_state=xs[4], read=read, form=form, chunk_size=C, **named)
+        w = torch.linspace(-1, 1, o.numel(), dtype=to).reshape(o.shape)
+        found[form] = [o, s, *torch.autograd.grad((o * w).sum() + s.sum(), xs)]
+    for i, (got, want) in enumerate(zip(found["chunk"], found["recurrent"], strict=True)):
+        assert error(got.detach(), want.detach()) < TOLERANCE[dtype], i
+    assert (found["chunk"][5][la.isneginf()] == 0).all()
 
 
 @pytest.mark.parametrize("kind", ["beta", "erase"])

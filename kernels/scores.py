@@ -1,0 +1,639 @@
+"""Attention maps inside a slice, and their gradients, where several vectors read and several are written.
+
+Of rows x_t that read and columns k_s that are written the map is  P_{t,s} = x_tᵀ (a_{s,t} ∘ k_s),  where
+a_{s,t} are the decays between. There are four ways to it, by what the log-decays of the slice are:
+
+- `Folded`: none, or so weak that exp of their sums from the start, E, and 1/E are numbers of the operands'
+  dtype. They go into rows and columns once, for all maps, states and gradients: P = (x ∘ E) (k / E)ᵀ.
+- `Wide`: one per key, where that holds in float64: so are the maps then.
+- `Shared`: one for all keys: the products, times one matrix of weights per head.
+- `Levels`: one per key, any: log2(C) levels, at each of which the right half of every block reads the left
+  half, as in `forms.tree`.
+
+In the last two nothing is divided and no sums are subtracted, so a log-decay of -inf is one like any other.
+In the first two sums are taken in float64; what they lose is far below the last digit of float32.
+
+Columns are written after the decay of their step, as wherever a step erases; rows read as their order says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import torch
+
+from .forms import (
+    _cat,
+    _first_zero,
+    decayed,
+    halves,
+    pad_time,
+    power_of_two,
+    prefix,
+    suffix,
+    total,
+    whole,
+)
+from .memory import into
+from .order import Order
+from .steps import Array
+
+# exp of this, times the square of anything in float32, is a number of float64.
+REPRESENTABLE = 500.0
+# The same for float32, and the square of numbers up to 1e11.
+REPRESENTABLE_SINGLE = 30.0
+
+# The most of a key that a step may erase without reflecting it, and some room for rounding.
+GENTLE = 1.001
+
+
+class Row(NamedTuple):
+    """What reads: x [..., C, K]. In a gradient, that of what it reads, g [..., C, V]."""
+
+    name: str
+    x: Array
+    order: Order
+    g: Array = None
+
+
+class Column(NamedTuple):
+    """What is written: v [..., C, V] by the keys w ∘ k, for k [..., C, K] and weights w [..., C, 1] or None.
+
+    Of a system v is the solution, and not there yet."""
+
+    name: str
+    k: Array
+    v: Array = None
+    w: Array = None
+
+    @property
+    def key(self) -> Array:
+        return times(("key", self.name), self.k, self.w)
+
+
+Maps = list[list[Array]]  # of each row, with each column: [..., C, C], zero where the column is not before it
+
+
+class Pulled(NamedTuple):
+    """Gradients of rows and columns, and of the log-decays, through the maps."""
+
+    rows: list[Array]
+    columns: list[Array]
+    la: Array
+
+
+# ------------------------------------------------------------------ into memory that is there
+
+
+def _to(x: Array, dtype: torch.dtype, out: Array = None) -> Array:
+    return x.to(dtype) if out is None else out.copy_(x)
+
+
+def cast(name: Hashable, x: Array, dtype: Any) -> Array:
+    """x in another dtype (field elements have none)."""
+    return x if dtype is None or x.dtype == dtype else into(name, _to, x, dtype)
+
+
+def _copied(x: Array, out: Array = None) -> Array:
+    return x.contiguous() if out is None else out.copy_(x)
+
+
+def dense(name: Hashable, x: Array) -> Array:
+    """x, laid out so that products need no copy of it each."""
+    strided = isinstance(x, torch.Tensor) and (x.stride(-1) != 1 or 0 in x.stride())
+    return into(name, _copied, x) if strided else x
+
+
+def dtype_of(x: Array) -> Any:
+    return getattr(x, "dtype", None)
+
+
+def _key(name: Hashable, *xs: Array) -> Hashable:
+    """The name of memory for what is made of these: one for each dtype."""
+    return name, *(dtype_of(x) for x in xs)
+
+
+def wide(name: Hashable, x: Array) -> Array:
+    """x in float64."""
+    return cast(name, x, None if dtype_of(x) is None else torch.float64)
+
+
+def times(name: Hashable, x: Array, y: Array) -> Array:
+    """x ∘ y, None being 1. May take the place of either."""
+    return x if y is None else into(_key(name, x, y), torch.mul, x, y)
+
+
+def product(name: Hashable, x: Array, y: Array) -> Array:
+    return into(_key(name, x, y), torch.matmul, x, y)
+
+
+def plus(name: Hashable, x: Array, y: Array) -> Array:
+    """x + y, None being 0. May take the place of either."""
+    return y if x is None else x if y is None else into(_key(name, x, y), torch.add, x, y)
+
+
+def lower(name: Hashable, P: Array, order: Order) -> Array:
+    """With zeros where the column is not before the row."""
+    return into(_key(name, P), torch.tril, P, -1 if order.strict else 0)
+
+
+# ------------------------------------------------------------------ sums over time
+
+
+def later(x: Array) -> Array:
+    """Of the step before: 0 for the first."""
+    return _cat([_first_zero(x), x[..., :-1, :]])
+
+
+def straddling(pairs: Array, decayed: bool) -> Array:
+    """Of each step the sum over the pairs, of a row and an earlier column, that are weighed by its decay:
+    [..., C, 1]. Rows are weighed by that of their own step if they read after it (decayed)."""
+    before = into("pairs before", torch.cumsum, pairs, -1)
+    seen = into("straddling", torch.tril, before, -1 if decayed else -2)
+    return later(torch.sum(seen, -2)[..., None])
+
+
+def added(x: Array, y: Array) -> Array:
+    """The sum, None being zero."""
+    return y if x is None else x if y is None else x + y
+
+
+def sum_of(xs: list[Array]) -> Array:
+    first, *rest = xs
+    for x in rest:
+        first = first + x
+    return first
+
+
+def like_decay(x: Array, la: Array) -> Array:
+    """Summed over channels where the decay is shared by them."""
+    return torch.sum(x, -1, True) if la.shape[-1] == 1 else x
+
+
+def end_to(x: Array) -> Array:
+    """The sum of all steps, as a column: [..., D, 1]."""
+    return x[..., -1:, :].mT
+
+
+# ------------------------------------------------------------------ any decays
+
+
+class Scores:
+    """Maps of rows and columns, by weights that are exp of sums of log-decays; and what passes through the
+    state at the start and the end of the slice."""
+
+    def __init__(self, la: Array) -> None:
+        self.la = la
+
+    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
+        raise NotImplementedError
+
+    def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
+        """Gradients of what the maps multiply to, but for the values."""
+        raise NotImplementedError
+
+    def since_start(self, order: Order) -> Array:
+        """By what a row's read of the state at the start is weighed, [..., C, K or 1], or None."""
+        return None if self.la is None else torch.exp(prefix(self.la, order.query_decayed))
+
+    def until_end(self) -> Array:
+        """By what a column is weighed in the state at the end, [..., C, K or 1], or None."""
+        return None if self.la is None else torch.exp(suffix(self.la, False))
+
+    def whole(self) -> Array:
+        """By what all decays of the slice weigh a state, [..., 1 or K, 1], or None."""
+        return None if self.la is None else torch.exp(total(self.la)).mT
+
+    def system(self, row: Row, column: Column) -> Array:
+        """A map in float64, of which only what is below the diagonal counts; or in float32, where no step
+        reflects what it erases, and so none hands the errors of earlier ones on as large as they are."""
+        x, k = wide(("wide", row.name), row.x), wide(("wide", column.name), column.key)
+        ((P,),) = self.maps([row._replace(x=x)], [column._replace(k=k, w=None)])
+        return P
+
+    def read(self, row: Row, S: Array) -> Array:
+        """What a row reads of the state at the start of its slice."""
+        x = times("row from start", row.x, self.since_start(row.order))
+        return product(("from start", row.name), x, S)
+
+    def _until_end(self, column: Column) -> Array:
+        return times(("until end", column.name), column.key, self.until_end())
+
+    def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
+        """The state after the slice, from that before. It may take its place, where that has this name; with
+        none it is in memory of its own."""
+        written: Array = None
+        for c in columns:
+            w = product(("to end", c.name), self._until_end(c).mT, c.v)
+            written = plus("to end", written, w)
+        faded = times(name or "faded", S, self.whole())
+        return faded + written if name is None else plus(name, faded, written)
+
+    def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
+        """Gradients of the values of columns, from that of one row's reads, by these maps, and of the end."""
+        return [
+            plus(
+                ("of values", c.name),
+                product(("of values", c.name), P.mT, do),
+                product("of values, at end", self._until_end(c), G),
+            )
+            for P, c in zip(maps, columns, strict=True)
+        ]
+
+    def pull(
+        self, rows: list[Row], columns: list[Column], maps: Maps, S: Array, G: Array
+    ) -> tuple[Pulled, Array]:
+        """Gradients of rows, columns, log-decays and of the state S at the start, from those of what the rows
+        read, and of the state at the end."""
+        pulled = self.pull_maps(rows, columns, maps)
+        dla: Array = pulled.la
+        dcolumns, drows = [], []
+        until = self.until_end()
+        for column, d in zip(columns, pulled.columns, strict=True):
+            dk = product("of column", column.v, G.mT)
+            if self.la is not None:
+                ending = times("through end", self._until_end(column), dk)
+                dla = dla + prefix(like_decay(ending, self.la), False)
+            dcolumns.append(plus(("of column", column.name), d, times("of column", dk, until)))
+        G_start = times("G", G, self.whole())
+        if self.la is not None:
+            pairs = torch.sum(times("states", G_start, S), -1)[..., None, :]
+            dla = dla + like_decay(pairs, self.la)
+        for row, d in zip(rows, pulled.rows, strict=True):
+            start = self.since_start(row.order)
+            x, dx = times("row from start", row.x, start), product("of row", row.g, S.mT)
+            G_start = plus("G", G_start, product("to start", x.mT, row.g))
+            if self.la is not None:
+                starting = like_decay(times("through start", x, dx), self.la)
+                dla = dla + suffix(starting, row.order.query_decayed)
+            drows.append(plus(("of row", row.name), d, times("of row", dx, start)))
+        return Pulled(drows, dcolumns, dla), G_start
+
+
+class Shared(Scores):
+    """One log-decay for all keys: the products, times one matrix of weights per head. Sums of them are given
+    in float64 where exp of these and of their negatives are numbers of it."""
+
+    def __init__(self, la: Array, sums: Array = None) -> None:
+        super().__init__(la)
+        self.sums = sums
+        self.known: dict[Order, Array] = {}
+
+    def weights(self, order: Order) -> Array:
+        if order not in self.known:
+            self.known[order] = lower(("weights", order), self._unmasked(order), order)
+        return self.known[order]
+
+    def _unmasked(self, order: Order) -> Array:
+        if self.sums is not None:
+            decay = torch.exp(self.sums if order.query_decayed else later(self.sums))
+            found = times("unmasked", decay, torch.exp(-self.sums).mT)
+            # before they are lost to the other dtype's range
+            return cast("narrow weights", lower("wide weights", found, order), dtype_of(self.la))
+        n = self.la.shape[-2]
+        spread = into("spread", torch.tril, self.la.expand(*self.la.shape[:-1], n), -1)
+        sums = into("sums of pairs", torch.cumsum, spread, -2)
+        return into("weights", torch.exp, sums if order.query_decayed else later(sums))
+
+    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
+        found: Maps = []
+        for r in rows:
+            found.append([])
+            for c in columns:
+                P = product(("unweighed", r.name, c.name), r.x, c.key.mT)
+                found[-1].append(times(("weighed", r.name, c.name), P, self.weights(r.order)))
+        return found
+
+    def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
+        dla: Array = None
+        drows: list[Array] = []
+        dcolumns: list[Array] = [None for _ in columns]
+        for row, known in zip(rows, maps, strict=True):
+            dx: Array = None
+            for i, (column, P) in enumerate(zip(columns, known, strict=True)):
+                dP = product("of a map", row.g, column.v.mT)
+                W = times("of products", dP, self.weights(row.order))
+                dx = plus(("row", row.name), dx, product(("row", row.name, i), W, column.key))
+                d = product(("column", row.name, i), W.mT, row.x)
+                dcolumns[i] = plus(("column", i), dcolumns[i], d)
+                pairs = times("pairs", dP, cast("narrow map", P, dtype_of(dP)))
+                dla = added(dla, straddling(pairs, row.order.query_decayed))
+            drows.append(dx)
+        return Pulled(drows, dcolumns, dla)
+
+
+class Wide(Scores):
+    """Log-decays of which exp(sums) and exp(-sums) are numbers of float64: they go into rows and columns."""
+
+    def __init__(self, la: Array, sums: Array) -> None:
+        super().__init__(la)
+        self.sums = sums
+        self.decay = into("decay", torch.exp, sums)
+        self.growth = into("growth", torch.exp, into("growth", torch.neg, sums))
+
+    def _decay(self, order: Order) -> Array:
+        if order.query_decayed:
+            return self.decay
+        return into("earlier decay", torch.exp, later(self.sums))
+
+    def since_start(self, order: Order) -> Array:
+        return cast(("since start", order), self._decay(order), dtype_of(self.la))
+
+    def until_end(self) -> Array:
+        left = times("until end", self.growth, self.decay[..., -1:, :])
+        return cast("narrow until end", left, dtype_of(self.la))
+
+    def whole(self) -> Array:
+        return end_to(cast("whole", self.decay[..., -1:, :], dtype_of(self.la)))
+
+    def _grown(self, columns: list[Column]) -> list[Array]:
+        return [times(("grown", c.name), c.key, self.growth) for c in columns]
+
+    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
+        grown = self._grown(columns)
+        found: Maps = []
+        for r in rows:
+            x = times("decayed", r.x, self._decay(r.order))
+            found.append([])
+            for c, k in zip(columns, grown, strict=True):
+                name = r.name, c.name
+                P = lower(("map", *name), product(("product", *name), x, k.mT), r.order)
+                found[-1].append(cast(("narrow map", *name), P, dtype_of(r.x)))
+        return found
+
+    def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
+        """The gradient of log-decays is a difference of sums over time here, all in float64."""
+        grown = self._grown(columns)
+        dla: Array = None
+        drows: list[Array] = []
+        dcolumns: list[Array] = [None for _ in columns]
+        for row in rows:
+            decay = self._decay(row.order)
+            x = times(("decayed", row.name), row.x, decay)
+            dx: Array = None
+            for i, (column, k) in enumerate(zip(columns, grown, strict=True)):
+                dP = product("of a map", row.g, column.v.mT)
+                dP = wide("wide of a map", lower("of products", dP, row.order))
+                dx = plus(("row", row.name), dx, product(("row", row.name, i), dP, k))
+                d = product(("column", row.name, i), dP.mT, x)
+                dcolumns[i] = plus(("column", i), dcolumns[i], d)
+            reads = suffix(times("reads", x, dx), row.order.query_decayed)
+            dla = plus("decays", dla, reads)
+            dx = times(("row", row.name), dx, decay)
+            drows.append(cast(("narrow row", row.name), dx, dtype_of(self.la)))
+        for i, k in enumerate(grown):
+            writes = suffix(times("writes", k, dcolumns[i]), True)
+            dla = into("decays", torch.sub, dla, writes)
+            d = times(("column", i), dcolumns[i], self.growth)
+            dcolumns[i] = cast(("narrow column", i), d, dtype_of(self.la))
+        return Pulled(drows, dcolumns, cast("narrow decays", dla, dtype_of(self.la)))
+
+
+# ------------------------------------------------------------------ decays that fold into rows and columns
+
+
+class Folded(Scores):
+    """No log-decays, or such that exp(sums) and exp(-sums) are numbers of the operands' dtype: rounded once,
+    from sums in float64."""
+
+    def __init__(self, la: Array, sums: Array) -> None:
+        super().__init__(la)
+        self.sums = sums
+        self.known: dict[Hashable, Array] = {}
+        self.decay = self.growth = self.wide_decay = self.wide_growth = None
+        if la is not None:
+            self.wide_decay = into("decay", torch.exp, sums)
+            self.wide_growth = into("growth", torch.exp, into("growth", torch.neg, sums))
+            self.decay = cast("narrow decay", self.wide_decay, dtype_of(la))
+            self.growth = cast("narrow growth", self.wide_growth, dtype_of(la))
+
+    def _wide_decay(self, order: Order) -> Array:
+        if self.la is None or order.query_decayed:
+            return self.wide_decay
+        if order not in self.known:
+            self.known[order] = into("earlier decay", torch.exp, later(self.sums))
+        return self.known[order]
+
+    def since_start(self, order: Order) -> Array:
+        if self.la is None or order.query_decayed:
+            return self.decay
+        return cast("narrow earlier decay", self._wide_decay(order), dtype_of(self.la))
+
+    def whole(self) -> Array:
+        return None if self.la is None else end_to(self.decay)
+
+    def _row(self, row: Row) -> Array:
+        if ("row", row.name) not in self.known:
+            found = times(("decayed", row.name), row.x, self.since_start(row.order))
+            self.known["row", row.name] = found
+        return self.known["row", row.name]
+
+    def _column(self, column: Column) -> Array:
+        if ("column", column.name) not in self.known:
+            weights = self.growth if column.w is None else times("grown weight", column.w, self.growth)
+            self.known["column", column.name] = times(("grown", column.name), column.k, weights)
+        return self.known["column", column.name]
+
+    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
+        return [[self._map(r, c) for c in columns] for r in rows]
+
+    def _map(self, r: Row, c: Column) -> Array:
+        P = product(("product", r.name, c.name), self._row(r), self._column(c).mT)
+        return lower(("map", r.name, c.name), P, r.order)
+
+    def system(self, row: Row, column: Column) -> Array:
+        name = "system", column.name
+        if column.k is row.x and column.w is not None and dtype_of(row.x) == torch.float32:
+            # The diagonal has w |k|², and 1 - w |k|² is what a step leaves of k.
+            P = product(("narrow", *name), self._row(row), self._column(column).mT)
+            if _can_look(P) and torch.amax(torch.diagonal(P, 0, -2, -1)) <= GENTLE:
+                return P
+        x = wide(("wide", row.name), row.x)
+        k = x if column.k is row.x else wide(("wide", column.name), column.k)
+        decay, growth = self._wide_decay(row.order), self.wide_growth
+        if column.w is not None:
+            w = wide("wide weight", column.w)
+            growth = w if growth is None else times("wide grown weight", growth, w)
+        if self.la is None or self.la.shape[-1] == 1:
+            P = product(("unweighed", *name), x, k.mT)
+            if growth is None:
+                return P
+            return times(("weighed", *name), P, growth.mT if decay is None else decay * growth.mT)
+        rows = times("wide decayed", x, decay)
+        return product(name, rows, times("wide grown", k, growth).mT)
+
+    def read(self, row: Row, S: Array) -> Array:
+        return product(("from start", row.name), self._row(row), S)
+
+    def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
+        written: Array = None
+        for c in columns:
+            written = plus("to end", written, product(("to end", c.name), self._column(c).mT, c.v))
+        whole = self.whole()
+        if name is not None:
+            return times(name, plus(name, S, written), whole)
+        return S + written if whole is None else plus("faded", S, written) * whole
+
+    def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
+        G = self._at_start(G)
+        return [
+            plus(
+                ("of values", c.name),
+                product(("of values", c.name), P.mT, do),
+                product("of values, at end", self._column(c), G),
+            )
+            for P, c in zip(maps, columns, strict=True)
+        ]
+
+    def _at_start(self, G: Array) -> Array:
+        if "G" not in self.known:
+            self.known["G"] = times("G", G, self.whole())
+        return self.known["G"]
+
+    def pull(
+        self, rows: list[Row], columns: list[Column], maps: Maps, S: Array, G: Array
+    ) -> tuple[Pulled, Array]:
+        G, la = self._at_start(G), self.la
+        dP = [[self._of_map(r, c) for c in columns] for r in rows]
+        inside = self._of_decays(rows, columns, maps, dP)
+        reads: dict[bool, Array] = {}
+        drows = []
+        for row, of_maps in zip(rows, dP, strict=True):
+            dx = product(("of row", row.name), row.g, S.mT)
+            if la is not None:
+                through = like_decay(times(("through start", row.name), self._row(row), dx), la)
+                decayed = row.order.query_decayed
+                reads[decayed] = added(reads.get(decayed), through)
+            for column, d in zip(columns, of_maps, strict=True):
+                dx = plus(("of row", row.name), dx, product("of row inside", d, self._column(column)))
+            drows.append(times(("of row", row.name), dx, self.since_start(row.order)))
+        dcolumns = []
+        writes: Array = None
+        for i, column in enumerate(columns):
+            dk = product(("of column", column.name), column.v, G.mT)
+            if la is not None:
+                through = like_decay(times(("through end", column.name), self._column(column), dk), la)
+                writes = added(writes, through)
+            for row, of_maps in zip(rows, dP, strict=True):
+                d = product("of column inside", of_maps[i].mT, self._row(row))
+                dk = plus(("of column", column.name), dk, d)
+            dcolumns.append(times(("of column", column.name), dk, self.growth))
+        dla: Array = None
+        if la is not None:
+            pairs = torch.sum(times("states", G, S), -1)[..., None, :]
+            dla = like_decay(pairs, la) + prefix(writes, False)
+            for decayed, through in reads.items():
+                dla = dla + suffix(through, decayed)
+            dla = dla + inside
+        for row in rows:
+            G = plus("G", G, product("to start", self._row(row).mT, row.g))
+        return Pulled(drows, dcolumns, dla), G
+
+    def _of_map(self, row: Row, column: Column) -> Array:
+        name = "of map", row.name, column.name
+        return lower(("lower", *name), product(name, row.g, column.v.mT), row.order)
+
+    def _of_decays(self, rows: list[Row], columns: list[Column], maps: Maps, dP: Maps) -> Array:
+        """Of the log-decays, through the maps: of one for all keys the sum of the pairs that it weighs; of
+        one per key a difference of sums over time, in float64."""
+        if self.la is None:
+            return None
+        if self.la.shape[-1] > 1:
+            return Wide(self.la, self.sums).pull_maps(rows, columns, maps).la
+        found: dict[bool, Array] = {}
+        for row, known, of_maps in zip(rows, maps, dP, strict=True):
+            decayed = row.order.query_decayed
+            for column, P, d in zip(columns, known, of_maps, strict=True):
+                P = cast("narrow map", P, dtype_of(d))
+                pairs = times(("pairs", row.name, column.name), d, P)
+                found[decayed] = plus(("pairs", decayed), found.get(decayed), pairs)
+        return sum_of([straddling(pairs, decayed) for decayed, pairs in found.items()])
+
+
+# ------------------------------------------------------------------ any decays per key
+
+
+class Levels(Scores):
+    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
+        return [[self._map(r, c) for c in columns] for r in rows]
+
+    def _map(self, row: Row, column: Column) -> Array:
+        n = self.la.shape[-2]
+        padded = power_of_two(n)
+        x, k, la = (pad_time(z, padded) for z in (row.x, column.key, self.la))
+        # Of blocks of one step; rows of later levels hold those of their block.
+        P = torch.sum(x * k, -1, True)
+        P = torch.zeros_like(P) if row.order.strict else P
+        h = 1
+        while h < padded:
+            (_, x_r), (k_l, _), (la_l, la_r), (P_l, P_r) = (halves(z, h) for z in (x, k, la, P))
+            reads = decayed(x_r, prefix(la_r, row.order.query_decayed))
+            writes = cast("level keys", decayed(k_l, suffix(la_l, False)), dtype_of(reads))
+            across = reads @ writes.mT
+            # Decays may tell heads apart that share rows and columns.
+            P_l, P_r = P_l.expand(*across.shape), P_r.expand(*across.shape)
+            P = whole(_cat([P_l, torch.zeros_like(P_l)], -1), _cat([across, P_r], -1))
+            h *= 2
+        return P[..., :n, :n]
+
+    def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
+        n = self.la.shape[-2]
+        padded = power_of_two(n)
+        la = pad_time(self.la, padded)
+        rows = [r._replace(x=pad_time(r.x, padded), g=pad_time(r.g, padded)) for r in rows]
+        columns = [Column(c.name, pad_time(c.key, padded), pad_time(c.v, padded)) for c in columns]
+        drows: list[Array] = [None for _ in rows]
+        dcolumns: list[Array] = [None for _ in columns]
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                dw = torch.sum(row.g * column.v, -1, True)
+                dw = torch.zeros_like(dw) if row.order.strict else dw
+                drows[i] = added(drows[i], column.k * dw)
+                dcolumns[j] = added(dcolumns[j], row.x * dw)
+        dla = torch.zeros_like(drows[0])
+        h = 1
+        while h < padded:
+            la_l, la_r = halves(la, h)
+            weight = torch.exp(suffix(la_l, False))
+            l, r = halves(dla, h)
+            ks, vs = zip(*((halves(c.k, h)[0] * weight, halves(c.v, h)[0]) for c in columns), strict=True)
+            dks: list[Array] = [None for _ in columns]
+            for i, row in enumerate(rows):
+                decay = torch.exp(prefix(la_r, row.order.query_decayed))
+                x, g = halves(row.x, h)[1] * decay, halves(row.g, h)[1]
+                dx: Array = None
+                for j, (k, v) in enumerate(zip(ks, vs, strict=True)):
+                    dP = g @ v.mT
+                    dx, dks[j] = added(dx, dP @ k), added(dks[j], dP.mT @ x)
+                r = r + suffix(x * dx, row.order.query_decayed)
+                left, right = halves(drows[i], h)
+                drows[i] = whole(left, right + dx * decay)
+            for j, k in enumerate(ks):
+                l = l + prefix(k * dks[j], False)
+                left, right = halves(dcolumns[j], h)
+                dcolumns[j] = whole(left + dks[j] * weight, right)
+            dla = whole(l, r)
+            h *= 2
+        return Pulled([z[..., :n, :] for z in drows], [z[..., :n, :] for z in dcolumns], dla[..., :n, :])
+
+
+def _can_look(x: Array) -> bool:
+    """Whether the numbers are there to be looked at: not while a graph is traced."""
+    if not isinstance(x, torch.Tensor):
+        return True
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def scores_of(la: Array) -> Scores:
+    """The way that the log-decays of a slice admit: [..., C, K or 1] or None."""
+    if la is None:
+        return Folded(None, None)
+    if _can_look(la):
+        sums = into("sums", torch.cumsum, wide("wide decays", la), -2)
+        lowest = torch.amin(sums[..., -1:, :])
+        if lowest > -(REPRESENTABLE if dtype_of(la) in (torch.float64, None) else REPRESENTABLE_SINGLE):
+            return Folded(la, sums)
+        if lowest > -REPRESENTABLE:
+            return Wide(la, sums) if la.shape[-1] > 1 else Shared(la, sums)
+    return Shared(la) if la.shape[-1] == 1 else Levels(la)
