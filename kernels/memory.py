@@ -1,9 +1,9 @@
 """Results into memory that is there.
 
-A block of steps is small enough for a cache, but only where its results fall into the memory of the last block's.
-`into` runs an operation and keeps its result's memory under a name, inside `reusing()`; a result of that name
-lives until the next one. Elsewhere (proofs, derivatives of the gradient) every result is a new one: the code
-is the same.
+A block of steps is small enough for a cache, but only where its results fall into the memory of the last
+block's. `into` runs an operation and keeps its result's memory under a name, inside `reusing()`; a result of
+that name lives until the next one. Elsewhere (proofs, derivatives of the gradient) every result is a new one:
+the code is the same.
 """
 
 from __future__ import annotations

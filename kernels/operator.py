@@ -85,12 +85,14 @@ def recurrence(
             the one with the least estimated cost (`kernels/choose.py`). With beta or erase there is no
             "scan": its elements would be K x K matrices.
         backend: "torch"; "triton"; "numba", kernels for the CPU that go step by step, without beta or erase;
-        or "auto": triton for tensors on a GPU, and on the CPU, where Numba is installed, numba for long
-        sequences of heads whose keys or values are fewer than 16 (form and chunk_size left open); torch
-        otherwise. schedule: of the Triton kernels: "fused" keeps the state on chip through the sequence,
-        "split" computes the states between chunks first and then all outputs at once. precision: None
-        computes matrix products in full for the dtype; "tf32" lets float32 inputs use tf32 tensor cores on a
-        GPU. chunk_size: steps per chunk (64 by default).
+            or "auto": triton for tensors on a GPU, and on the CPU, where Numba is installed, numba for long
+            sequences of heads whose keys or values are fewer than 16 (form and chunk_size left open); torch
+            otherwise.
+        schedule: of the Triton kernels: "fused" keeps the state on chip through the sequence,
+            "split" computes the states between chunks first and then all outputs at once.
+        precision: None computes matrix products in full for the dtype; "tf32" lets float32
+            inputs use tf32 tensor cores on a GPU.
+        chunk_size: steps per chunk (64 by default).
 
     Returns:
         o [B, T, H, V] in v's dtype, and the final state [B or N, H, K, V] in the accumulation

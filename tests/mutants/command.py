@@ -26,7 +26,7 @@ from .store import Map, Reason, Result, Results, fingerprint, reasons
 ROOT = Path(__file__).resolve().parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 
-CORE = ("forms", "gradients", "delta", "steps", "order", "one_step", "operator", "ops")
+CORE = ("forms", "gradients", "delta", "scores", "steps", "order", "one_step", "operator", "ops")
 MIXERZOO = Project(
     ROOT,
     "mixerzoo",
