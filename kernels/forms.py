@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from .memory import forget
+from .memory import forget, once
 from .order import Order
 from .steps import Array, Slice
 
@@ -90,9 +90,36 @@ def decay_state(S: Array, la: Array, lb: Array) -> Array:
     return decayed(S if la is None else torch.exp(la).mT * S, lb)
 
 
+def _prefix_weight(x: Array, inclusive: bool) -> Array:
+    return torch.exp(prefix(x, inclusive))
+
+
+def _suffix_weight(x: Array, inclusive: bool) -> Array:
+    return torch.exp(suffix(x, inclusive))
+
+
+def prefix_weight(x: Array, inclusive: bool) -> Array:
+    """exp of `prefix`."""
+    return None if x is None else once(_prefix_weight, x, inclusive)
+
+
+def suffix_weight(x: Array, inclusive: bool) -> Array:
+    """exp of `suffix`."""
+    return None if x is None else once(_suffix_weight, x, inclusive)
+
+
+def weighted(x: Array, w: Array) -> Array:
+    """x ∘ w, None being 1."""
+    return x if w is None else x * w
+
+
 def segment_sums(x: Array, i: int, order: Order) -> Array:
     """Sums of x over the steps that weigh the pair (s, t): queries t = i.., all keys s, [..., T-i, T, D]."""
     n = x.shape[-2]
+    if i == 0 and x.shape[-1] == 1:  # what each query adds to the sums of those before it
+        added = x if order.query_decayed else _cat([_first_zero(x), x[..., :-1, :]])
+        first = (0 if order.key_decayed else -1) - (0 if order.query_decayed else 1)
+        return torch.cumsum(torch.tril(added.expand(*x.shape[:-1], n), first), -2)[..., None]
     r = _rows(n, x)
     t = r[i:, None]
     up_to_t = (r <= t) if order.query_decayed else (r < t)
@@ -101,10 +128,9 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
     return suffix(y, order.key_decayed)
 
 
-def causal(i: int, n: int, order: Order, like: Array) -> Array:
-    """Which keys s the queries t = i..n see, [n-i, n]."""
-    r = _rows(n, like)
-    return (r[i:, None] > r) if order.strict else (r[i:, None] >= r)
+def causal(P: Array, i: int, order: Order) -> Array:
+    """A map [..., n-i, n] of queries t = i.. on all keys, with zeros where they do not see the key."""
+    return torch.tril(P, i - 1 if order.strict else i)
 
 
 def cut(c: Slice, i: int, j: int) -> Slice:
@@ -135,16 +161,25 @@ def walk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
 # ------------------------------------------------------------------ parallel
 
 
+def _segment_weights(x: Array, i: int, order: Order) -> Array:
+    return torch.exp(segment_sums(x, i, order))[..., 0]
+
+
+def segment_weights(x: Array, i: int, order: Order) -> Array:
+    """exp of `segment_sums` of decays that all channels share: [..., T-i, T]."""
+    return once(_segment_weights, x, i, order)
+
+
 def weights(c: Slice, i: int, order: Order) -> Array:
     """The attention map of queries i.. on all keys, with the key decays in it: [..., T-i, T]."""
     q, k, la = c.q[..., i:, :], c.k, c.la
     if la is None or la.shape[-1] == 1:
         P = q @ k.mT
         if la is not None:
-            P = P * torch.exp(segment_sums(la, i, order))[..., 0]
+            P = P * segment_weights(la, i, order)
     else:
         P = torch.sum(q[..., :, None, :] * k[..., None, :, :] * torch.exp(segment_sums(la, i, order)), -1)
-    return torch.where(causal(i, k.shape[-2], order, k), P, torch.zeros_like(P))
+    return causal(P, i, order)
 
 
 def attend(c: Slice, S: Array, order: Order, rows: int | None = None) -> Result:
@@ -172,14 +207,14 @@ def attend(c: Slice, S: Array, order: Order, rows: int | None = None) -> Result:
 
 def read_entry(c: Slice, S: Array, order: Order) -> Array:
     """What the state at the start of a slice contributes to its outputs."""
-    q = decayed(c.q, prefix(c.la, order.query_decayed))
-    return decayed(q @ S, prefix(c.lb, order.query_decayed))
+    q = weighted(c.q, prefix_weight(c.la, order.query_decayed))
+    return weighted(q @ S, prefix_weight(c.lb, order.query_decayed))
 
 
 def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
-    k = decayed(c.k, suffix(c.la, order.key_decayed))
-    v = decayed(c.v, suffix(c.lb, order.key_decayed))
+    k = weighted(c.k, suffix_weight(c.la, order.key_decayed))
+    v = weighted(c.v, suffix_weight(c.lb, order.key_decayed))
     return decay_state(S, total(c.la), total(c.lb)) + k.mT @ v
 
 
@@ -343,13 +378,16 @@ Body = Callable[[Slice, Array, Order], tuple[Array, Array]]
 
 
 def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> Result:
-    """Blocks of `size` steps one after the other, the state handed from each to the next."""
+    """Blocks of `size` steps one after the other, the state handed from each to the next. A source that has
+    `keep` takes the outputs of each at once, while they are in a cache."""
     outs = []
+    keep = getattr(steps, "keep", None)
     for i in range(0, len(steps), size):
         if i and i + size > len(steps):
             forget()
         o, S = body(steps.slice(i, min(i + size, len(steps))), S, order)
-        outs.append(o)
+        if keep is None or not keep(i, o):
+            outs.append(o)
     return outs, S
 
 

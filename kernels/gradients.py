@@ -33,11 +33,14 @@ from .forms import (
     pad_time,
     power_of_two,
     prefix,
+    prefix_weight,
     read_state,
     scanned_states,
-    segment_sums,
+    segment_weights,
     suffix,
+    suffix_weight,
     total,
+    weighted,
     weights,
     whole,
 )
@@ -65,10 +68,10 @@ def _like(g: Array, l: Array) -> Array:
 
 def _through_state(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
     """Gradients of everything that passes through the state at either end of the block."""
-    pre_a, suf_a = prefix(c.la, order.query_decayed), suffix(c.la, order.key_decayed)
-    pre_b, suf_b = prefix(c.lb, order.query_decayed), suffix(c.lb, order.key_decayed)
-    q, do = decayed(c.q, pre_a), decayed(do, pre_b)
-    k, v = decayed(c.k, suf_a), decayed(c.v, suf_b)
+    pre_a, suf_a = prefix_weight(c.la, order.query_decayed), suffix_weight(c.la, order.key_decayed)
+    pre_b, suf_b = prefix_weight(c.lb, order.query_decayed), suffix_weight(c.lb, order.key_decayed)
+    q, do = weighted(c.q, pre_a), weighted(do, pre_b)
+    k, v = weighted(c.k, suf_a), weighted(c.v, suf_b)
     dq, dk, dv = do @ S.mT, v @ G.mT, k @ G
     dla: Array = None
     dlb: Array = None
@@ -86,25 +89,24 @@ def _through_state(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tup
             + suffix(do * (q @ S), order.query_decayed)
             + prefix(v * dv, order.key_decayed)
         )
-    grads = Gradients(decayed(dq, pre_a), decayed(dk, suf_a), decayed(dv, suf_b), dla, dlb)
+    grads = Gradients(weighted(dq, pre_a), weighted(dk, suf_a), weighted(dv, suf_b), dla, dlb)
     return grads, G_start + q.mT @ do
 
 
 def _inside_scalar(c: Slice, do: Array, order: Order) -> Gradients:
     """Gradients of the pairs inside a block whose weights are one matrix per head."""
-    n = c.v.shape[-2]
     P = weights(c, 0, order)
-    dP = do @ c.v.mT
-    dP = torch.where(causal(0, n, order, c.k), dP, torch.zeros_like(dP))
+    dP = causal(do @ c.v.mT, 0, order)
     dv = P.mT @ do
     dla = None
     W = dP
     if c.la is not None:
-        W = dP * torch.exp(segment_sums(c.la, 0, order))[..., 0]
-        # pairs whose weight contains a_r: queries from r on (or after r), keys before r (or up to r)
-        pairs = suffix(P * dP, order.query_decayed)
-        keys = causal(0, n, Order("ADR" if order.key_decayed else "DRA"), c.k)
-        dla = torch.sum(torch.where(keys, pairs, torch.zeros_like(pairs)), -1, True)
+        W = dP * segment_weights(c.la, 0, order)
+        # pairs whose weight contains a_r: keys before r (or up to r), queries from r on (or after r)
+        pairs = torch.cumsum(P * dP, -1)
+        if not order.key_decayed:
+            pairs = _cat([torch.zeros_like(pairs[..., :1]), pairs[..., :-1]], -1)
+        dla = torch.sum(torch.tril(pairs, 0 if order.query_decayed else -1), -2, True).mT
     return Gradients(W @ c.k, W.mT @ c.q, dv, dla, None)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 
 class _Here(threading.local):
     kept: dict[Hashable, Any] | None = None
@@ -39,15 +41,28 @@ def forget() -> None:
 
 
 def into(name: Hashable, operation: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """operation(*args), in the memory of the last result of this name. No argument may lie in it, unless the
-    operation goes element by element."""
+    """operation(*args), in the memory of the last result of this name from arguments of the same shapes and
+    dtypes. No argument may lie in it, unless the operation goes element by element."""
     if _here.kept is None:
         return operation(*args, **options)
-    memory = _here.kept.get(name)
+    key = name, *((x.shape, x.dtype) if isinstance(x, torch.Tensor) else x for x in args)
+    memory = _here.kept.get(key)
     if memory is None:
-        result = _here.kept[name] = operation(*args, **options)
+        result = _here.kept[key] = operation(*args, **options)
         return result
     return operation(*args, **options, out=memory)
+
+
+def once(operation: Callable[..., Any], x: Any, *options: Any) -> Any:
+    """operation(x, *options), computed once where x is the very object of the last time: a constant decay's
+    weights are the same in every block."""
+    if _here.kept is None:
+        return operation(x, *options)
+    name = (operation, *options)
+    found = _here.kept.get(name)
+    if found is None or found[0] is not x:
+        found = _here.kept[name] = (x, operation(x, *options))
+    return found[1]
 
 
 def own(x: Any) -> Any:

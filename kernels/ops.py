@@ -165,7 +165,13 @@ def _without_resets(x: Operands) -> tuple[Operands, Tensor | None]:
 
 
 def _steps(
-    x: Operands, o: Options, start: int, stop: int, dtype: torch.dtype, resets: Tensor | None
+    x: Operands,
+    o: Options,
+    start: int,
+    stop: int,
+    dtype: torch.dtype,
+    resets: Tensor | None,
+    out: Tensor | None = None,
 ) -> Steps:
     def cut(y: Tensor | None, constant: int) -> Tensor | None:
         return y if y is None or y.ndim == constant else y[:, start:stop]
@@ -184,6 +190,7 @@ def _steps(
         reverse=o.reverse,
         dtype=dtype,
         resets=resets,
+        out=None if out is None else out[:, start:stop],
     )
 
 
@@ -243,23 +250,26 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
     form = form_of(x, o)
     run = (delta.FORMS if x.erases else forms.FORMS)[form]
     x, resets = _without_resets(x)
-    pieces, states = [x.v.new_zeros(x.v.shape[0], 0, *x.v.shape[2:], dtype=dtype)], []
+    out, states = x.v.new_empty(x.v.shape), []
     with _full_precision(x.v.device, o.precision):
         for n, (start, stop) in enumerate(_segments(x)):
             state = _initial(x, n, dtype)
             if stop > start:
-                steps = _steps(x, o, start, stop, dtype, resets)
-                with reusing(not torch.is_grad_enabled()):
-                    outs, state = run(steps, state, order, _block(x, o, form))
-                outs = [piece.transpose(1, 2) for piece in outs]
-                pieces += [piece.flip(1) for piece in outs[::-1]] if o.reverse else outs
+                steps = _steps(x, o, start, stop, dtype, resets, out)
+                with reusing():
+                    whole, state = run(steps, state, order, _block(x, o, form))
+                for piece in whole:  # of a form that knows no blocks
+                    steps.keep(0, piece)
             states.append(state)
     state = states[0] if len(states) == 1 else torch.cat(states)
-    return torch.cat(pieces, 1).to(x.v.dtype), state
+    return out, state
 
 
-def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple[Gradients, Tensor]:
-    """Gradients of the operands and of the initial state, all in the accumulation dtype."""
+def torch_backward(
+    do: Tensor, dstate: Tensor, x: Operands, o: Options, reuse: bool = True
+) -> tuple[Gradients, Tensor]:
+    """Gradients of the operands and of the initial state, all in the accumulation dtype. To be differentiated
+    itself, it may not reuse memory."""
     dtype, order = _acc(x), READS[o.read]
     given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
@@ -278,7 +288,7 @@ def torch_backward(do: Tensor, dstate: Tensor, x: Operands, o: Options) -> tuple
                 S = _initial(x, n, dtype)
                 if x.erases and kind == "chunk":
                     block, carry = delta.sweeps()
-                with reusing(not torch.is_grad_enabled()):
+                with reusing(reuse):
                     g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry)
                 found.append(g)
             states.append(G)
@@ -526,7 +536,7 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         args = [y.view_as(y) if n else y for y, n in zip(tensors, needed, strict=True)]
         do, dstate, _, *operands = args
         x = Operands(*operands)
-        grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o))
+        grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o, reuse=False))
         pairs = [
             (g.to(y.dtype), c)
             for g, y, c in zip(grads, x.floating, cotangents, strict=True)

@@ -109,11 +109,6 @@ def dtype_of(x: Array) -> Any:
     return getattr(x, "dtype", None)
 
 
-def _key(name: Hashable, *xs: Array) -> Hashable:
-    """The name of memory for what is made of these: one for each dtype."""
-    return name, *(dtype_of(x) for x in xs)
-
-
 def wide(name: Hashable, x: Array) -> Array:
     """x in float64."""
     return cast(name, x, None if dtype_of(x) is None else torch.float64)
@@ -121,21 +116,21 @@ def wide(name: Hashable, x: Array) -> Array:
 
 def times(name: Hashable, x: Array, y: Array) -> Array:
     """x ∘ y, None being 1. May take the place of either."""
-    return x if y is None else into(_key(name, x, y), torch.mul, x, y)
+    return x if y is None else into(name, torch.mul, x, y)
 
 
 def product(name: Hashable, x: Array, y: Array) -> Array:
-    return into(_key(name, x, y), torch.matmul, x, y)
+    return into(name, torch.matmul, x, y)
 
 
 def plus(name: Hashable, x: Array, y: Array) -> Array:
     """x + y, None being 0. May take the place of either."""
-    return y if x is None else x if y is None else into(_key(name, x, y), torch.add, x, y)
+    return y if x is None else x if y is None else into(name, torch.add, x, y)
 
 
 def lower(name: Hashable, P: Array, order: Order) -> Array:
     """With zeros where the column is not before the row."""
-    return into(_key(name, P), torch.tril, P, -1 if order.strict else 0)
+    return into(name, torch.tril, P, -1 if order.strict else 0)
 
 
 # ------------------------------------------------------------------ sums over time

@@ -53,7 +53,8 @@ class Steps:
     log_decay is None, [H], [B,T,H] or [B,T,H,K]; with `outer` (A, [H,K]) it is dt, [B,T,H], and
     the log-decay is dt·A, and where `resets` ([H,K] bool) it is -inf for dt > 0, whatever A. log_decay_v
     is None, [H,V] or [B,T,H,V]; beta is None or [B,T,H]; x and y are None or [B,T,Hx,K]. `dtype` is what
-    slices are computed in (None keeps them as they are); `reverse` walks time from the end.
+    slices are computed in (None keeps them as they are); `reverse` walks time from the end. Outputs go to
+    `out` [B,T,H,V], if that is given.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Steps:
         reverse: bool = False,
         dtype: torch.dtype | None = None,
         resets: Array = None,
+        out: Array = None,
     ) -> None:
         self.q, self.k, self.v = q, k, v
         self.log_decay, self.outer, self.log_decay_v = log_decay, outer, log_decay_v
         self.beta, self.x, self.y = beta, x, y
-        self.resets = resets
+        self.resets, self.out = resets, out
+        self._constants: dict[tuple[str, int], Array] = {}
         self.scale, self.reverse, self.dtype = scale, reverse, dtype
         self.batch, self.length, self.heads = v.shape[:3]
 
@@ -100,10 +103,13 @@ class Steps:
             return x
         return x[:, :, None].expand(b, hx, self.heads // hx, c, d).reshape(b, self.heads, c, d)
 
-    def _over_time(self, x: Array, n: int) -> Array:
-        """Constants [H,D] to [1,H,C,D]."""
-        h, d = x.shape
-        return self._cast(x)[None, :, None].expand(1, h, n, d)
+    def _over_time(self, name: str, x: Array, n: int) -> Array:
+        """Constants [H,D] to [1,H,C,D]: one object for all slices of a length, by which what is made of it is
+        known again."""
+        if (name, n) not in self._constants:
+            h, d = x.shape
+            self._constants[name, n] = self._cast(x)[None, :, None].expand(1, h, n, d)
+        return self._constants[name, n]
 
     def slice(self, i: int, j: int) -> Slice:
         q = self._spread(self._cut(self.q, i, j))
@@ -114,7 +120,7 @@ class Steps:
         la, lb = self.log_decay, self.log_decay_v
         if la is not None:
             if la.ndim == 1:
-                la = self._over_time(la[:, None], j - i)
+                la = self._over_time("la", la[:, None], j - i)
             else:
                 la = self._cut(la if la.ndim == 4 else la[..., None], i, j).transpose(1, 2)
             if self.outer is not None:
@@ -122,7 +128,7 @@ class Steps:
                 if self.resets is not None:
                     la = la.masked_fill(self.resets[:, None] & (dt > 0), -math.inf)
         if lb is not None:
-            lb = self._over_time(lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
+            lb = self._over_time("lb", lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
         beta = None if self.beta is None else self._cut(self.beta[..., None], i, j).transpose(1, 2)
         x, y = (None if z is None else self._spread(self._cut(z, i, j)) for z in (self.x, self.y))
         return Slice(q, k, v, la, lb, beta, x, y)
@@ -130,6 +136,18 @@ class Steps:
     def cut_like_values(self, x: Array, i: int, j: int) -> Array:
         """Steps i..j of an output gradient [B,T,H,V], as [B,H,C,V]."""
         return self._cut(x, i, j).transpose(1, 2)
+
+    def keep(self, i: int, o: Array) -> bool:
+        """Writes outputs [B,H,C,V] of the steps from i on to `out`; False if there is none."""
+        if self.out is None:
+            return False
+        o = o.transpose(1, 2)
+        j = i + o.shape[1]
+        if self.reverse:
+            self.out[:, self.length - j : self.length - i].copy_(o.flip(1))
+        else:
+            self.out[:, i:j].copy_(o)
+        return True
 
     def _gather(self, g: Array, heads: int) -> Array:
         """The transpose of `_spread`: [B,H or heads,C,D] to [B,C,heads,D]."""
