@@ -86,6 +86,11 @@ def operands(q: object, k: object, v: object, time: bool) -> None:
         layouts = ("[B, Hq, K]", "[B, Hk, K]", "[B, H, V]")
     suffix = "" if time else "_t"
     ndim = 4 if time else 3
+    if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor):
+        alike = q.dtype == k.dtype == v.dtype and q.device == k.device == v.device and q.shape == k.shape
+        fitting = v.ndim == ndim and v.shape[:-1] == q.shape[:-1] and v.dtype in FLOATS
+        if alike and fitting and 0 not in (q.shape[-2], q.shape[-1], v.shape[-1]):
+            return  # a token has no time for the rest
     named = {}
     for name, x, layout in zip(("q", "k", "v"), (q, k, v), layouts, strict=True):
         x = tensor(name + suffix, x, layout)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import triton_core
-from .forms import decay_state
+from .forms import decay_state, read_state
 from .ops import accumulation_dtype, split_resets
 
 
@@ -30,9 +30,11 @@ def formula(
     mask: Tensor | None,
     scale: float,
     read: str,
+    inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """o_t [B, H, V] in the dtype of v_t and S_t [B, H, K, V], differentiable to any order. Arguments as in
-    `step`, an outer log-decay as dt = la [B, H] and A [H, K]."""
+    `step`, an outer log-decay as dt = la [B, H] and A [H, K]. In place, S_t takes the memory of the state,
+    and nothing may need a gradient."""
     (B, H, V), K = v_t.shape, k_t.shape[2]
     dtype = accumulation_dtype(q_t, k_t, v_t, la, A, lb, beta, x, y, state)
 
@@ -67,14 +69,22 @@ def formula(
         k, v = kept(k), kept(v)
         la, lb, beta, x, y = (None if z is None else kept(z) for z in (la, lb, beta, x, y))
     S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)
-    new = decay_state(S, la, lb)
-    if x is not None and y is not None:
-        new = new + x.mT * (y.mT * S).sum(2, True)
+    o = read_state(q, S) if read == "before" else None
+    erased = None if x is None or y is None else x.mT * read_state(y, S)
+    if inplace:
+        new = S
+        for weight in (None if la is None else la.exp().mT, None if lb is None else lb.exp()):
+            if weight is not None:
+                new.mul_(weight)
+    else:
+        new = decay_state(S, la, lb)
+    if erased is not None:
+        new = new.add_(erased) if inplace else new + erased
     if beta is not None:
-        v = beta * (v - (k.mT * new).sum(2, True))
-    new = new + k.mT * v
-    o = (q.mT * (new if read == "after" else S)).sum(2)
-    return o.to(v_t.dtype), new
+        v = beta * (v - read_state(k, new))
+    new = new.addcmul_(k.mT, v) if inplace else torch.addcmul(new, k.mT, v)
+    o = read_state(q, new) if o is None else o
+    return o.squeeze(2).to(v_t.dtype), new
 
 
 # ------------------------------------------------------------------ the kernel, registered

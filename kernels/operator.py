@@ -259,7 +259,4 @@ def step(
         if inplace and state is not None:
             return step_in_place_op(*operands, mask, float(scale), read), state
         return step_op(*operands, mask, float(scale), read)
-    out, new = formula(*operands, mask, scale, read)
-    if inplace and state is not None:
-        return out, state.copy_(new)
-    return out, new
+    return formula(*operands, mask, scale, read, inplace)

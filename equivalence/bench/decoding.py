@@ -26,7 +26,7 @@ def ours(x: Operands) -> Callable[[], None]:
     def call() -> None:
         state = S
         for _ in range(TIMES):
-            _, state = step(q, k, v, la, state=state)
+            _, state = step(q, k, v, la, state=state, inplace=True)
 
     return call
 
