@@ -44,7 +44,7 @@ from .forms import (
     weights,
     whole,
 )
-from .memory import forget
+from .memory import forget, reuses
 from .order import Order
 from .steps import Array, Gradients, Slice, Steps
 
@@ -310,11 +310,15 @@ def vjp(
     """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state."""
     starts = list(range(0, len(steps), size))
     states = states_at(steps, S, order, size, carry)
-    pieces, G = [], dS
+    pieces, found, G = [], None, dS
     for i, S_start in zip(reversed(starts), reversed(states[:-1]), strict=True):
         j = min(i + size, len(steps))
         if j + size > len(steps):
             forget()
         g, G = block(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
-        pieces.append(steps.pull_back(i, j, g))
-    return steps.join(pieces[::-1]), G
+        piece = steps.pull_back(i, j, g)
+        if reuses():
+            found = steps.place(i, j, piece, found)
+        else:
+            pieces.append(piece)
+    return found or steps.join(pieces[::-1]), G

@@ -34,6 +34,11 @@ def reusing(reuse: bool = True) -> Iterator[None]:
         _here.kept = before
 
 
+def reuses() -> bool:
+    """Whether results go into memory that is there."""
+    return _here.kept is not None
+
+
 def forget() -> None:
     """Lets go of all memory: the next results have other sizes."""
     if _here.kept is not None:

@@ -189,6 +189,29 @@ class Steps:
         dk, dv = self._gather(g.k, self.k.shape[2]), self._gather(g.v, self.heads)
         return Gradients(dq, dk, dv, dla, dlb, dbeta, dx, dy, douter)
 
+    def place(self, i: int, j: int, piece: Gradients, found: Gradients | None) -> Gradients:
+        """`join`, a piece at a time, into gradients of the whole operands: the first piece makes room for them."""
+        a, b = (self.length - j, self.length - i) if self.reverse else (i, j)
+
+        def placed(constant: bool, x: Array, whole: Array) -> Array:
+            if x is None or (constant and whole is None):
+                return x
+            if constant:
+                return whole + x
+            if whole is None:
+                whole = x.new_empty(x.shape[0], self.length, *x.shape[2:])
+            whole[:, a:b].copy_(x)
+            return whole
+
+        before: Any = found or (None,) * len(piece)
+        return Gradients(*map(placed, self._constant(), piece, before))
+
+    def _constant(self) -> tuple[bool, ...]:
+        """Which operands do not vary in time, in the order of `Gradients`."""
+        la, lb = self.log_decay, self.log_decay_v
+        constant_a, constant_b = la is not None and la.ndim == 1, lb is not None and lb.ndim == 2
+        return False, False, False, constant_a, constant_b, False, False, False, True
+
     def join(self, pieces: list[Gradients]) -> Gradients:
         """Pieces from consecutive slices (in walking order) to gradients of the whole operands."""
         if self.reverse:
@@ -203,20 +226,9 @@ class Steps:
                 first = first + x
             return first
 
-        def either(operand: Array, constant_ndim: int, xs: Array) -> Array:
-            if operand is None:
+        def joined(constant: bool, xs: Array) -> Array:
+            if xs[0] is None:
                 return None
-            return summed(xs) if operand.ndim == constant_ndim else in_time(xs)
+            return summed(xs) if constant else in_time(xs)
 
-        q, k, v, la, lb, beta, x, y, outer = zip(*pieces, strict=True)
-        return Gradients(
-            in_time(q),
-            in_time(k),
-            in_time(v),
-            either(self.log_decay, 1, la),
-            either(self.log_decay_v, 2, lb),
-            either(self.beta, 0, beta),
-            either(self.x, 0, x),
-            either(self.y, 0, y),
-            None if self.outer is None else summed(outer),
-        )
+        return Gradients(*map(joined, self._constant(), zip(*pieces, strict=True)))
