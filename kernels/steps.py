@@ -190,7 +190,7 @@ class Steps:
         return Gradients(dq, dk, dv, dla, dlb, dbeta, dx, dy, douter)
 
     def place(self, i: int, j: int, piece: Gradients, found: Gradients | None) -> Gradients:
-        """`join`, a piece at a time, into gradients of the whole operands: the first piece makes room for them."""
+        """`join`, a piece at a time, into whole gradients: the first piece makes room for them."""
         a, b = (self.length - j, self.length - i) if self.reverse else (i, j)
 
         def placed(constant: bool, x: Array, whole: Array) -> Array:
