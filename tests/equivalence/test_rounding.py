@@ -254,8 +254,13 @@ def test_a_product_accumulated_in_half_precision(monkeypatch):
 def test_a_wrong_form(monkeypatch):
     real = forms.suffix
     monkeypatch.setattr(forms, "suffix", lambda x, inclusive: real(x, True))
-    for name in ("forms/chunk", "gradients/chunk", "delta/chunk"):
+    for name in ("forms/chunk", "gradients/chunk"):
         assert "the error of the carried computation is" in failure(name)
+
+
+def test_a_wrong_map_of_the_delta_rule(monkeypatch):
+    monkeypatch.setattr(scores, "later", lambda x: x)  # rows that read before the decay of their step
+    assert "the error of the carried computation is" in failure("delta/chunk")
 
 
 def test_a_system_in_single_precision_is_seen_in_the_bound(monkeypatch):

@@ -1,0 +1,62 @@
+"""Memory that results use again: whose it is, and for how long."""
+
+import torch
+
+from mixerzoo.kernels import memory, recurrence
+
+
+def test_a_result_takes_the_memory_of_the_last_of_its_name():
+    x, y = torch.randn(3, 3), torch.randn(3, 3)
+    with memory.reusing():
+        first = memory.into("sum", torch.add, x, y)
+        at = first.data_ptr()
+        second = memory.into("sum", torch.add, x, x)
+        assert second.data_ptr() == at
+        assert torch.equal(second, x + x)
+        other = (
+            memory.into("sum", torch.add, x[:2], y[:2]),
+            memory.into("sum", torch.add, x.double(), y.double()),
+        )
+        assert at not in (z.data_ptr() for z in other)
+        assert other[1].dtype == torch.float64
+        memory.forget()
+        third = memory.into("sum", torch.add, x, y)
+        assert third.data_ptr() != second.data_ptr()
+    outside = memory.into("sum", torch.add, x, y)
+    assert outside.data_ptr() != third.data_ptr()
+
+
+def test_inside_no_reuse_every_result_is_new():
+    x = torch.randn(3)
+    with memory.reusing(), memory.reusing(False):
+        assert memory.into("sum", torch.add, x, x) is not memory.into("sum", torch.add, x, x)
+        assert not memory.reuses()
+
+
+def test_once_is_for_one_object():
+    calls = []
+
+    def double(x):
+        calls.append(x)
+        return 2 * x
+
+    x = torch.ones(2)
+    with memory.reusing():
+        for _ in range(3):
+            memory.once(double, x)
+        assert len(calls) == 1
+        assert memory.once(double, torch.ones(2) * 5)[0] == 10
+        assert len(calls) == 2
+    memory.once(double, x)
+    assert len(calls) == 3
+
+
+def test_constant_decays_of_calls_do_not_mix():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 130, 2, 16, generator=g, dtype=torch.float64) for _ in range(3))
+    for slope in (0.1, 0.7, 0.0):
+        decay = torch.full((2,), -slope, dtype=torch.float64)
+        for reverse in (False, True):
+            got = recurrence(q, k, v, decay, form="chunk", reverse=reverse)[0]
+            want = recurrence(q, k, v, decay.expand(1, 130, 2), form="recurrent", reverse=reverse)[0]
+            assert torch.allclose(got, want, rtol=1e-10, atol=1e-10)
