@@ -33,6 +33,23 @@ def test_under_the_interpreter():
     passed_interpreted(Path(__file__).with_name("interpreted_step.py"))
 
 
+@pytest.mark.parametrize("erasing", ["beta", "erase"])
+@pytest.mark.parametrize("read", ["after", "before"])
+def test_in_place_with_an_erasure(erasing, read):
+    torch.manual_seed(0)
+    xs, state = one(2, 3, 5, 4, decay="BTHK")
+    x, y = torch.randn(2, 3, 5, dtype=state.dtype) / 3, torch.randn(2, 3, 5, dtype=state.dtype) / 3
+    how = {"beta_t": torch.rand(2, 3, dtype=state.dtype)} if erasing == "beta" else {"erase_t": (x, y)}
+    o, s = step(*xs, state=state, read=read, **how)
+    mine = state.clone()
+    at = mine.data_ptr()
+    p, t = step(*xs, state=mine, read=read, inplace=True, **how)
+    assert t is mine
+    assert t.data_ptr() == at
+    assert torch.allclose(o, p, rtol=1e-14, atol=1e-14)
+    assert torch.allclose(s, t, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.parametrize("value_decay", VALUE_DECAYS)
 @pytest.mark.parametrize("decay", DECAYS)
 def test_in_place(decay, value_decay):
