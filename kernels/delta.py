@@ -161,9 +161,9 @@ def delta_gradient(
         (dkey,) = pulled.columns
         dbeta = torch.sum(times("of weights", c.k, dkey), -1, True)
         dk = dreads + times("of keys", dkey, c.beta)
-        return Gradients(own(dq), dk, own(dm), dla, None, dbeta), G_start
+        return Gradients(dq, dk, dm, dla, None, dbeta), G_start
     dk, dx = pulled.columns
-    return Gradients(own(dq), own(dk), own(dm), dla, None, None, own(dx), own(dreads)), G_start
+    return Gradients(dq, dk, dm, dla, None, None, dx, dreads), G_start
 
 
 def sweeps() -> tuple[BlockGradient, Carry]:

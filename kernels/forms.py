@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from .memory import forget, once
+from .memory import once
 from .order import Order
 from .steps import Array, Slice
 
@@ -52,13 +52,16 @@ def _first_zero(x: Array) -> Array:
     return torch.zeros_like(x[..., :1, :])
 
 
+def later(x: Array) -> Array:
+    """Of the step before: 0 for the first."""
+    return _cat([_first_zero(x), x[..., :-1, :]])
+
+
 def prefix(x: Array, inclusive: bool) -> Array:
     """Sum over (start..t], or over (start..t) when not inclusive."""
     if x is None:
         return None
-    if not inclusive:
-        x = _cat([_first_zero(x), x[..., :-1, :]])
-    return torch.cumsum(x, -2)
+    return torch.cumsum(x if inclusive else later(x), -2)
 
 
 def suffix(x: Array, inclusive: bool) -> Array:
@@ -117,7 +120,7 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
     """Sums of x over the steps that weigh the pair (s, t): queries t = i.., all keys s, [..., T-i, T, D]."""
     n = x.shape[-2]
     if i == 0 and x.shape[-1] == 1:  # what each query adds to the sums of those before it
-        added = x if order.query_decayed else _cat([_first_zero(x), x[..., :-1, :]])
+        added = x if order.query_decayed else later(x)
         first = (0 if order.key_decayed else -1) - (0 if order.query_decayed else 1)
         return torch.cumsum(torch.tril(added.expand(*x.shape[:-1], n), first), -2)[..., None]
     r = _rows(n, x)
@@ -383,8 +386,6 @@ def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> R
     outs = []
     keep = getattr(steps, "keep", None)
     for i in range(0, len(steps), size):
-        if i and i + size > len(steps):
-            forget()
         o, S = body(steps.slice(i, min(i + size, len(steps))), S, order)
         if keep is None or not keep(i, o):
             outs.append(o)

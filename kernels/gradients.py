@@ -30,6 +30,7 @@ from .forms import (
     decayed,
     halves,
     is_scalar,
+    later,
     pad_time,
     power_of_two,
     prefix,
@@ -44,7 +45,7 @@ from .forms import (
     weights,
     whole,
 )
-from .memory import forget, reuses
+from .memory import into, reuses
 from .order import Order
 from .steps import Array, Gradients, Slice, Steps
 
@@ -66,6 +67,15 @@ def _like(g: Array, l: Array) -> Array:
 # ------------------------------------------------------------------ block by block, in matrices
 
 
+def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> Array:
+    """Of each step the sum over the pairs [..., C, C], of a query and a key, that are weighed by its decay:
+    keys before it (or up to it), queries from it on (or after it); [..., C, 1]."""
+    keys = into("pairs before", torch.cumsum, pairs, -1)
+    first = (0 if query_decayed else -1) - (0 if key_decayed else 1)
+    found = torch.sum(into("straddling", torch.tril, keys, first), -2)[..., None]
+    return found if key_decayed else later(found)
+
+
 def _through_state(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
     """Gradients of everything that passes through the state at either end of the block."""
     pre_a, suf_a = prefix_weight(c.la, order.query_decayed), suffix_weight(c.la, order.key_decayed)
@@ -77,9 +87,9 @@ def _through_state(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tup
     dlb: Array = None
     G_start = decay_state(G, total(c.la), total(c.lb))
     if c.la is not None:
-        straddling = _like((G_start * S).sum(-1)[..., None, :], c.la)
+        across = _like((G_start * S).sum(-1)[..., None, :], c.la)
         dla = (
-            straddling
+            across
             + suffix(_like(q * dq, c.la), order.query_decayed)
             + prefix(_like(k * dk, c.la), order.key_decayed)
         )
@@ -102,11 +112,7 @@ def _inside_scalar(c: Slice, do: Array, order: Order) -> Gradients:
     W = dP
     if c.la is not None:
         W = dP * segment_weights(c.la, 0, order)
-        # pairs whose weight contains a_r: keys before r (or up to r), queries from r on (or after r)
-        pairs = torch.cumsum(P * dP, -1)
-        if not order.key_decayed:
-            pairs = _cat([torch.zeros_like(pairs[..., :1]), pairs[..., :-1]], -1)
-        dla = torch.sum(torch.tril(pairs, 0 if order.query_decayed else -1), -2, True).mT
+        dla = straddling(P * dP, order.query_decayed, order.key_decayed)
     return Gradients(W @ c.k, W.mT @ c.q, dv, dla, None)
 
 
@@ -290,8 +296,6 @@ def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = c
     """The state at the start of every block, and at the end: length T/size + 1."""
     states = [S]
     for i in range(0, len(steps), size):
-        if i and i + size > len(steps):
-            forget()
         S = carry(steps.slice(i, min(i + size, len(steps))), S, order)
         states.append(S)
     return states
@@ -313,8 +317,6 @@ def vjp(
     pieces, found, G = [], None, dS
     for i, S_start in zip(reversed(starts), reversed(states[:-1]), strict=True):
         j = min(i + size, len(steps))
-        if j + size > len(steps):
-            forget()
         g, G = block(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
         piece = steps.pull_back(i, j, g)
         if reuses():

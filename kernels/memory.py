@@ -39,12 +39,6 @@ def reuses() -> bool:
     return _here.kept is not None
 
 
-def forget() -> None:
-    """Lets go of all memory: the next results have other sizes."""
-    if _here.kept is not None:
-        _here.kept = {}
-
-
 def into(name: Hashable, operation: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """operation(*args), in the memory of the last result of this name from arguments of the same shapes and
     dtypes. No argument may lie in it, unless the operation goes element by element."""

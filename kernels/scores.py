@@ -25,16 +25,20 @@ import torch
 
 from .forms import (
     _cat,
-    _first_zero,
     decayed,
     halves,
+    later,
     pad_time,
     power_of_two,
     prefix,
+    prefix_weight,
+    segment_sums,
     suffix,
+    suffix_weight,
     total,
     whole,
 )
+from .gradients import _like, straddling
 from .memory import into
 from .order import Order
 from .steps import Array
@@ -136,19 +140,6 @@ def lower(name: Hashable, P: Array, order: Order) -> Array:
 # ------------------------------------------------------------------ sums over time
 
 
-def later(x: Array) -> Array:
-    """Of the step before: 0 for the first."""
-    return _cat([_first_zero(x), x[..., :-1, :]])
-
-
-def straddling(pairs: Array, decayed: bool) -> Array:
-    """Of each step the sum over the pairs, of a row and an earlier column, that are weighed by its decay:
-    [..., C, 1]. Rows are weighed by that of their own step if they read after it (decayed)."""
-    before = into("pairs before", torch.cumsum, pairs, -1)
-    seen = into("straddling", torch.tril, before, -1 if decayed else -2)
-    return later(torch.sum(seen, -2)[..., None])
-
-
 def added(x: Array, y: Array) -> Array:
     """The sum, None being zero."""
     return y if x is None else x if y is None else x + y
@@ -159,11 +150,6 @@ def sum_of(xs: list[Array]) -> Array:
     for x in rest:
         first = first + x
     return first
-
-
-def like_decay(x: Array, la: Array) -> Array:
-    """Summed over channels where the decay is shared by them."""
-    return torch.sum(x, -1, True) if la.shape[-1] == 1 else x
 
 
 def end_to(x: Array) -> Array:
@@ -190,11 +176,11 @@ class Scores:
 
     def since_start(self, order: Order) -> Array:
         """By what a row's read of the state at the start is weighed, [..., C, K or 1], or None."""
-        return None if self.la is None else torch.exp(prefix(self.la, order.query_decayed))
+        return prefix_weight(self.la, order.query_decayed)
 
     def until_end(self) -> Array:
         """By what a column is weighed in the state at the end, [..., C, K or 1], or None."""
-        return None if self.la is None else torch.exp(suffix(self.la, False))
+        return suffix_weight(self.la, False)
 
     def whole(self) -> Array:
         """By what all decays of the slice weigh a state, [..., 1 or K, 1], or None."""
@@ -249,18 +235,18 @@ class Scores:
             dk = product("of column", column.v, G.mT)
             if self.la is not None:
                 ending = times("through end", self._until_end(column), dk)
-                dla = dla + prefix(like_decay(ending, self.la), False)
+                dla = dla + prefix(_like(ending, self.la), False)
             dcolumns.append(plus(("of column", column.name), d, times("of column", dk, until)))
         G_start = times("G", G, self.whole())
         if self.la is not None:
             pairs = torch.sum(times("states", G_start, S), -1)[..., None, :]
-            dla = dla + like_decay(pairs, self.la)
+            dla = dla + _like(pairs, self.la)
         for row, d in zip(rows, pulled.rows, strict=True):
             start = self.since_start(row.order)
             x, dx = times("row from start", row.x, start), product("of row", row.g, S.mT)
             G_start = plus("G", G_start, product("to start", x.mT, row.g))
             if self.la is not None:
-                starting = like_decay(times("through start", x, dx), self.la)
+                starting = _like(times("through start", x, dx), self.la)
                 dla = dla + suffix(starting, row.order.query_decayed)
             drows.append(plus(("of row", row.name), d, times("of row", dx, start)))
         return Pulled(drows, dcolumns, dla), G_start
@@ -286,10 +272,7 @@ class Shared(Scores):
             found = times("unmasked", decay, torch.exp(-self.sums).mT)
             # before they are lost to the other dtype's range
             return cast("narrow weights", lower("wide weights", found, order), dtype_of(self.la))
-        n = self.la.shape[-2]
-        spread = into("spread", torch.tril, self.la.expand(*self.la.shape[:-1], n), -1)
-        sums = into("sums of pairs", torch.cumsum, spread, -2)
-        return into("weights", torch.exp, sums if order.query_decayed else later(sums))
+        return into("unmasked", torch.exp, segment_sums(self.la, 0, order)[..., 0])
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         found: Maps = []
@@ -497,7 +480,7 @@ class Folded(Scores):
         for row, of_maps in zip(rows, dP, strict=True):
             dx = product(("of row", row.name), row.g, S.mT)
             if la is not None:
-                through = like_decay(times(("through start", row.name), self._row(row), dx), la)
+                through = _like(times(("through start", row.name), self._row(row), dx), la)
                 decayed = row.order.query_decayed
                 reads[decayed] = added(reads.get(decayed), through)
             for column, d in zip(columns, of_maps, strict=True):
@@ -508,7 +491,7 @@ class Folded(Scores):
         for i, column in enumerate(columns):
             dk = product(("of column", column.name), column.v, G.mT)
             if la is not None:
-                through = like_decay(times(("through end", column.name), self._column(column), dk), la)
+                through = _like(times(("through end", column.name), self._column(column), dk), la)
                 writes = added(writes, through)
             for row, of_maps in zip(rows, dP, strict=True):
                 d = product("of column inside", of_maps[i].mT, self._row(row))
@@ -517,7 +500,7 @@ class Folded(Scores):
         dla: Array = None
         if la is not None:
             pairs = torch.sum(times("states", G, S), -1)[..., None, :]
-            dla = like_decay(pairs, la) + prefix(writes, False)
+            dla = _like(pairs, la) + prefix(writes, False)
             for decayed, through in reads.items():
                 dla = dla + suffix(through, decayed)
             dla = dla + inside

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels import OuterDecay, numba_core, recurrence
+from ...kernels import numba_core, recurrence
 from . import yardstick
 from .bar import Bar, Call, Effort, Measured, Missing, forward, in_turns
+from .references import mamba_inputs, mamba_ours
 
 LENGTH = 2048
 Inputs = dict[str, Tensor]
@@ -30,26 +31,13 @@ class Core:
     limits: dict[str, tuple[float, float]]
 
 
-def mamba_inputs(T: int, channels: int = 1536) -> Inputs:
-    g = torch.Generator().manual_seed(0)
-    return {
-        "x": torch.randn(1, T, channels, generator=g),
-        "dt": torch.nn.functional.softplus(torch.randn(1, T, channels, generator=g) - 2),
-        "A": -torch.arange(1.0, 17.0).repeat(channels, 1),
-        "B": torch.randn(1, T, 16, generator=g),
-        "C": torch.randn(1, T, 16, generator=g),
-    }
-
-
 def flat(x: Tensor) -> Tensor:
     """[1, T, ...] to [T, channels], as a view whose gradient is one."""
     return x.view(x.shape[1], -1)
 
 
-def mamba_ours(x: Inputs, backend: str) -> Tensor:
-    B, C = (x[n].unsqueeze(2) for n in ("B", "C"))
-    v = (x["dt"] * x["x"]).unsqueeze(-1)
-    return flat(recurrence(C, B, v, OuterDecay(x["dt"], x["A"]), backend=backend)[0])
+def mamba(x: Inputs, backend: str) -> Tensor:
+    return flat(mamba_ours(x, backend))
 
 
 def mamba_by_hand(x: Inputs) -> Tensor:
@@ -77,7 +65,7 @@ CORES = (
         "mamba",
         "d_inner 1536, N 16",
         mamba_inputs,
-        mamba_ours,
+        mamba,
         mamba_by_hand,
         {"torch": (5.5, 8.0), "numba": (2.5, 3.0)},
     ),

@@ -17,8 +17,8 @@ from ...kernels import OuterDecay, numba_core, recurrence, step
 from ...mixers import build
 from . import decoding
 from .bar import Bar, Effort, Measured, Missing
-from .elementwise import mamba_inputs
 from .products import operands
+from .references import mamba_inputs
 
 MAMBA, MATMUL, STREAM, DECODE, PIECE = 2048, 8192, 131072, 4000, 8192
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

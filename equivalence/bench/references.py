@@ -214,11 +214,11 @@ def elementwise_ours(x: Inputs) -> Tensor:
     return o[:, :, 0]
 
 
-def mamba_inputs(T: int) -> Inputs:
+def mamba_inputs(T: int, channels: int = 1536) -> Inputs:
     return {
-        "x": _normal(1, T, 1536),
-        "dt": F.softplus(_normal(1, T, 1536, seed=1) - 2),
-        "A": -torch.arange(1.0, 17.0).repeat(1536, 1),
+        "x": _normal(1, T, channels),
+        "dt": F.softplus(_normal(1, T, channels, seed=1) - 2),
+        "A": -torch.arange(1.0, 17.0).repeat(channels, 1),
         "B": _normal(1, T, 16, seed=3),
         "C": _normal(1, T, 16, seed=4),
     }
@@ -231,15 +231,15 @@ def mamba_theirs(x: Inputs) -> Tensor:
 
 
 def mamba_ours(x: Inputs, backend: str = "torch") -> Tensor:
-    B, C = (x[n][:, :, None] for n in ("B", "C"))
-    v = (x["dt"] * x["x"])[..., None]
-    return recurrence(C, B, v, OuterDecay(x["dt"], x["A"]), backend=backend)[0][..., 0]
-
-
-def mamba_numba(x: Inputs) -> Tensor:
-    if not numba_core.installed():
+    """All views, whose gradients are views as well."""
+    if backend == "numba" and not numba_core.installed():
         raise Missing("numba")
-    return mamba_ours(x, "numba")
+    B, C = (x[n].unsqueeze(2) for n in ("B", "C"))
+    v = (x["dt"] * x["x"]).unsqueeze(-1)
+    return recurrence(C, B, v, OuterDecay(x["dt"], x["A"]), backend=backend)[0].squeeze(-1)
+
+
+mamba_numba = functools.partial(mamba_ours, backend="numba")
 
 
 CORES = (
