@@ -23,25 +23,23 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .decays import exp
 from .forms import (
     _cat,
     decayed,
-    halves,
     later,
-    pad_time,
-    power_of_two,
     prefix,
     prefix_weight,
     segment_sums,
     suffix,
     suffix_weight,
     total,
-    whole,
 )
-from .gradients import _like, straddling
+from .gradients import _like
 from .memory import into
 from .order import Order
 from .steps import Array
+from .tree import halves, pad_time, power_of_two, whole
 
 # exp of this, times the square of anything in float32, is a number of float64.
 REPRESENTABLE = 500.0
@@ -157,6 +155,15 @@ def end_to(x: Array) -> Array:
     return x[..., -1:, :].mT
 
 
+def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> Array:
+    """Of each step the sum over the pairs [..., C, C], of a query and a key, that are weighed by its decay:
+    keys before it (or up to it), queries from it on (or after it); [..., C, 1]."""
+    keys = into("pairs before", torch.cumsum, pairs, -1)
+    first = (0 if query_decayed else -1) - (0 if key_decayed else 1)
+    found = torch.sum(into("straddling", torch.tril, keys, first), -2)[..., None]
+    return found if key_decayed else later(found)
+
+
 # ------------------------------------------------------------------ any decays
 
 
@@ -184,7 +191,7 @@ class Scores:
 
     def whole(self) -> Array:
         """By what all decays of the slice weigh a state, [..., 1 or K, 1], or None."""
-        return None if self.la is None else torch.exp(total(self.la)).mT
+        return None if self.la is None else exp(total(self.la)).mT
 
     def system(self, row: Row, column: Column) -> Array:
         """A map in float64, of which only what is below the diagonal counts; or in float32, where no step
@@ -272,7 +279,7 @@ class Shared(Scores):
             found = times("unmasked", decay, torch.exp(-self.sums).mT)
             # before they are lost to the other dtype's range
             return cast("narrow weights", lower("wide weights", found, order), dtype_of(self.la))
-        return into("unmasked", torch.exp, segment_sums(self.la, 0, order)[..., 0])
+        return into("unmasked", exp, segment_sums(self.la, 0, order)[..., 0])
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         found: Maps = []
@@ -573,12 +580,12 @@ class Levels(Scores):
         h = 1
         while h < padded:
             la_l, la_r = halves(la, h)
-            weight = torch.exp(suffix(la_l, False))
+            weight = exp(suffix(la_l, False))
             l, r = halves(dla, h)
             ks, vs = zip(*((halves(c.k, h)[0] * weight, halves(c.v, h)[0]) for c in columns), strict=True)
             dks: list[Array] = [None for _ in columns]
             for i, row in enumerate(rows):
-                decay = torch.exp(prefix(la_r, row.order.query_decayed))
+                decay = exp(prefix(la_r, row.order.query_decayed))
                 x, g = halves(row.x, h)[1] * decay, halves(row.g, h)[1]
                 dx: Array = None
                 for j, (k, v) in enumerate(zip(ks, vs, strict=True)):
