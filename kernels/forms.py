@@ -220,10 +220,14 @@ class Map(NamedTuple):
 
 
 def sides(c: Slice) -> tuple[Array, Array]:
-    """Log-decays over keys and over values: one that all keys share is as well one that all values share."""
-    if c.la is None or c.la.shape[-1] > 1:
-        return c.la, c.lb
-    return None, c.la if c.lb is None else c.lb + c.la
+    """Log-decays over keys and over values. One that all keys share is as well one that all values share, and
+    the other way round."""
+    la, lb = c.la, c.lb
+    if la is not None and la.shape[-1] == 1:
+        return None, la if lb is None else lb + la
+    if la is not None and lb is not None and lb.shape[-1] == 1:
+        return la + lb, None
+    return la, lb
 
 
 def values_differ(lb: Array) -> bool:
@@ -399,10 +403,11 @@ def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> R
     keep = getattr(steps, "keep", None)
     for i in range(0, len(steps), size):
         found, S = body(steps.slice(i, min(i + size, len(steps))), S, order)
-        for o in found if isinstance(found, list) else [found]:
-            if keep is None or not keep(i, o):
-                outs.append(o)
-            i += o.shape[-2]
+        if isinstance(found, list):
+            starts = range(i, len(steps), found[0].shape[-2])
+        else:
+            starts, found = range(i, i + 1), [found]
+        outs += [o for start, o in zip(starts, found, strict=False) if keep is None or not keep(start, o)]
     return outs, S
 
 

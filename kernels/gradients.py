@@ -63,7 +63,7 @@ BlockGradient = Callable[[Slice, Array, Array, Array, Order], tuple[Gradients, A
 
 def _like(g: Array, l: Array) -> Array:
     """Sum over channels where the decay is shared by them."""
-    return g.sum(-1, True) if l.shape[-1] == 1 else g
+    return g.sum(-1, True) if l.shape[-1] == 1 and g.shape[-1] > 1 else g
 
 
 # ------------------------------------------------------------------ block by block, in matrices
@@ -152,7 +152,7 @@ def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Foun
     handed = descend("keys", m.levels, dP, from_chunk(outside.q, outside.k, outside.a))
     dq, dk, da = _leaf(handed, x.a, order, x.q, x.k)
     if not order.strict:
-        own_a, dw = own_weight(exp(x.a), order), torch.diagonal(dP, 0, -2, -1)[..., None]
+        own_a, dw = own_weight(x.a, order), torch.diagonal(dP, 0, -2, -1)[..., None]
         dq, dk = increased(dq, weighted(x.k, own_a) * dw), increased(dk, weighted(x.q, own_a) * dw)
         da = da if own_a is None else da + x.q * x.k * own_a * dw
     return dq, dk, plus_product(outside.v, m.map.mT, x.do), da, None
@@ -184,8 +184,8 @@ def _where_values_differ(x: Chunks, both: Both, outside: Outside, order: Order) 
     dq, dk, da = _leaf(keys, x.a, order, x.q, x.k)
     _, dv, db = _leaf(values, x.b, order, x.do, x.v)
     if not order.strict:
-        own_a = None if x.a is None else own_weight(exp(x.a), order)
-        own_b = own_weight(exp(x.b), order)
+        own_a = own_weight(x.a, order)
+        own_b = own_weight(x.b, order)
         w = torch.sum(weighted(x.q * x.k, own_a), -1, True)
         dw = torch.sum(x.do * weighted(x.v, own_b), -1, True)
         dq, dk = dq + weighted(x.k, own_a) * dw, dk + weighted(x.q, own_a) * dw
@@ -215,8 +215,11 @@ def chunk_gradients(
     for i in range(x.v.shape[0]):
         steps = min(size, n - i * size)
         dq, dk, dv, da, db = (None if z is None else z[i][..., :steps, :] for z in found)
-        if la is not c.la:  # it was one that values share
-            da, db = _like(db, c.la), None if c.lb is None else db
+        # One that all share may be in the other.
+        da, db = (
+            None if l is None else _like(own if own is not None else other, l)
+            for l, own, other in ((c.la, da, db), (c.lb, db, da))
+        )
         pieces.append(Gradients(dq, dk, dv, da, db))
     return pieces, start
 

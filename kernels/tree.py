@@ -88,35 +88,47 @@ class Weights(NamedTuple):
 
 
 class Climb:
-    """`Weights` of blocks of h steps each; `up` makes them those of 2h."""
+    """`Weights` of blocks of h steps each; `up` makes them those of 2h.
+
+    Where all channels share the log-decays, these are summed, and exp is taken of sums: that costs nothing there,
+    and rounds less than a product of decays close to 1."""
 
     def __init__(self, name: str, la: Array, order: Order) -> None:
-        self.name, self.h = name, 1
-        self.decay = self.totals = into((name, "decay"), exp, la)  # [..., C, D], [..., C / h, D]
-        one = exp(torch.zeros_like(la[..., :1, :])).expand(*la.shape)
-        self.since = into((name, "since"), copied, self.decay if order.query_decayed else one)
-        self.until = into((name, "until"), copied, self.decay if order.key_decayed else one)
+        self.name, self.h, self.la = name, 1, la
+        self.sums = la.shape[-1] == 1
+        self.steps = la if self.sums else into((name, "decay"), exp, la)
+        one = torch.zeros_like(la[..., :1, :])
+        one = (one if self.sums else exp(one)).expand(*la.shape)
+        self.since = into((name, "since"), copied, self.steps if order.query_decayed else one)
+        self.until = into((name, "until"), copied, self.steps if order.key_decayed else one)
+        self.totals = self.steps  # [..., C/h, D]
+
+    def _weight(self, x: Array) -> Array:
+        return exp(x) if self.sums else x
 
     def halves(self) -> tuple[Array, Array]:
         """Of the left halves until their end; of the right halves since their start."""
-        return halves(self.until, self.h)[0], halves(self.since, self.h)[1]
+        return self._weight(halves(self.until, self.h)[0]), self._weight(halves(self.since, self.h)[1])
 
     def of_halves(self) -> tuple[Array, Array]:
         """All decays of left and right halves, [..., C/2h, 1, D]."""
-        return halves(self.totals, 1)
+        left, right = halves(self.totals, 1)
+        return self._weight(left), self._weight(right)
 
     def up(self) -> None:
         h = self.h
-        left, right = self.of_halves()
-        until, since = self.halves()
-        self.until = with_left(self.until, h, scaled(until, right))
-        self.since = with_right(self.since, h, scaled(since, left))
-        totals = into((self.name, "totals", h), torch.mul, left, right)
+        left, right = halves(self.totals, 1)
+        until, since = halves(self.until, h)[0], halves(self.since, h)[1]
+        joined, both = (increased, torch.add) if self.sums else (scaled, torch.mul)
+        self.until = with_left(self.until, h, joined(until, right))
+        self.since = with_right(self.since, h, joined(since, left))
+        totals = into((self.name, "totals", h), both, left, right)
         self.totals = totals.reshape(*totals.shape[:-3], totals.shape[-3], totals.shape[-1])
         self.h = 2 * h
 
     def weights(self) -> Weights:
-        return Weights(self.since, self.until, self.totals)
+        """At the top. All decays of a chunk are what states go through, again and again: by their sum."""
+        return Weights(self._weight(self.since), self._weight(self.until), exp(torch.sum(self.la, -2, True)))
 
 
 class Level(NamedTuple):
@@ -170,9 +182,9 @@ def _weighed(name: Any, x: Array, w: Array) -> Array:
     return x if w is None else into(name, torch.mul, x, w)
 
 
-def own_weight(decay: Array, order: Order) -> Array:
+def own_weight(la: Array, order: Order) -> Array:
     """Of the pair of a step with itself, None being 1."""
-    return decay if order.query_decayed and order.key_decayed else None
+    return exp(la) if la is not None and order.query_decayed and order.key_decayed else None
 
 
 def tree_map(name: str, q: Array, k: Array, la: Array, order: Order) -> tuple[Array, Weights, list[Level]]:
@@ -180,8 +192,7 @@ def tree_map(name: str, q: Array, k: Array, la: Array, order: Order) -> tuple[Ar
     pairs by decays that all channels share."""
     climb = Climb(name, la, order)
     pairs = exp(torch.zeros_like(la)) if q is None else q * k
-    pairs = _product(pairs, own_weight(climb.decay, order))
-    own = torch.sum(pairs, -1, True)
+    own = torch.sum(_product(pairs, own_weight(la, order)), -1, True)
     own = own if not order.strict else torch.zeros_like(own)
     shapes = (la.shape[:-2],) if q is None else (la.shape[:-2], q.shape[:-2], k.shape[:-2])
     own = own.expand(*torch.broadcast_shapes(*shapes), *own.shape[-2:])
@@ -277,8 +288,8 @@ def climb_both(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order,
 def tree(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order) -> tuple[Array, Weights, Weights]:
     """Outputs [..., C, V] of a chunk that starts from zero, where values decay; keys may (else la is None)."""
     both = climb_both(q, k, v, la, lb, order)
-    own = torch.sum(_product(q * k, None if la is None else own_weight(exp(la), order)), -1, True)
-    o = (torch.zeros_like(own) if order.strict else own) * _product(v, own_weight(exp(lb), order))
+    own = torch.sum(_product(q * k, own_weight(la, order)), -1, True)
+    o = (torch.zeros_like(own) if order.strict else own) * _product(v, own_weight(lb, order))
     for keys, values in both.levels:
         left, right = halves(o, keys.h)
         o = whole(left, right + ((keys.q @ keys.k.mT) @ values.k) * values.q)
