@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -126,9 +126,9 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
     return suffix(y, order.key_decayed)
 
 
-def causal(P: Array, i: int, order: Order) -> Array:
+def causal(P: Array, i: int, order: Order, **into: Any) -> Array:
     """A map [..., n-i, n] of queries t = i.. on all keys, with zeros where they do not see the key."""
-    return torch.tril(P, i - 1 if order.strict else i)
+    return torch.tril(P, i - 1 if order.strict else i, **into)
 
 
 def cut(c: Slice, i: int, j: int) -> Slice:
@@ -182,9 +182,7 @@ def attend(c: Slice, S: Array, order: Order, rows: int | None = None) -> Result:
         if part.lb is None:
             o = P @ part.v
         else:
-            o = torch.sum(
-                P[..., None] * exp(segment_sums(part.lb, i, order)) * part.v[..., None, :, :], -2
-            )
+            o = torch.sum(P[..., None] * exp(segment_sums(part.lb, i, order)) * part.v[..., None, :, :], -2)
         outs.append(o)
     entry = read_entry(c, S, order)
     S = carry(c, S, order)
@@ -208,8 +206,8 @@ def carry(c: Slice, S: Array, order: Order) -> Array:
 
 
 class Map(NamedTuple):
-    """The attention map of every chunk where values do not decay or all alike, [chunks, ..., C, C]: `products` of
-    queries and keys times `weights`, or None where decays of keys are in the products."""
+    """The attention map of every chunk where values do not decay, or all alike, [chunks, ..., C, C]: `products`
+    of queries and keys times `weights`, or None where decays of keys are in the products."""
 
     map: Array
     products: Array
@@ -234,8 +232,12 @@ def values_differ(lb: Array) -> bool:
     return lb is not None and lb.shape[-1] > 1
 
 
-def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Weights, list[Level]]:
-    return tree_map("values", None, None, in_chunks(lb, size), order)
+def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Weights]:
+    """Of decays that all channels share, of all pairs and of chunks."""
+    lb = in_chunks(lb, size)
+    W = into("weights of pairs", exp, segment_sums(lb, 0, order)[..., 0])
+    since, until = prefix_weight(lb, order.query_decayed), suffix_weight(lb, order.key_decayed)
+    return into("weights", causal, W, 0, order), Weights(since, until, exp(total(lb)))
 
 
 def _constant(x: Array) -> bool:
@@ -249,10 +251,10 @@ def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int)
         return Map(P, P, None, keys, Weights(), levels)
     products = into("products", torch.matmul, q, k.mT)
     if lb is None:
-        return Map(causal(products, 0, order), products, None, Weights(), Weights(), [])
+        return Map(into("map", causal, products, 0, order), products, None, Weights(), Weights(), [])
     shared = once(_shared_weights, lb, size, order) if _constant(lb) else _shared_weights(lb, size, order)
-    W, values, levels = shared
-    return Map(into("map", torch.mul, products, W), products, W, Weights(), values, levels)
+    W, values = shared
+    return Map(into("map", torch.mul, products, W), products, W, Weights(), values, [])
 
 
 def weighed(name: str, x: Array, w: Array) -> Array:
@@ -265,9 +267,7 @@ def at(x: Array, i: int) -> Array:
     return None if x is None else x[i]
 
 
-def next_state(
-    name: Hashable, S: Array, keys: Array, values: Array, k: Array, v: Array
-) -> Array:
+def next_state(name: Hashable, S: Array, keys: Array, values: Array, k: Array, v: Array) -> Array:
     """The state after a chunk: all its decays [..., 1, K] and [..., 1, V], and what it writes."""
     S = into(name, copied, S) if keys is None else into(name, torch.mul, S, keys.mT)
     return plus_product(scaled(S, values), k.mT, v)
@@ -284,7 +284,11 @@ def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
         inside, keys, values = tree(q, k, v, in_chunks(la, size), in_chunks(lb, size), order)
     else:
         P, _, _, keys, values, _ = chunk_map(q, k, la, lb, order, size)
-    q, k, written = weighed("reads", q, keys.since), weighed("writes", k, keys.until), weighed("v", v, values.until)
+    q, k, written = (
+        weighed("reads", q, keys.since),
+        weighed("writes", k, keys.until),
+        weighed("v", v, values.until),
+    )
     outs, n = [], c.v.shape[-2]
     for i in range(v.shape[0]):
         o = scaled(into(("o", i), torch.matmul, q[i], S), at(values.since, i))

@@ -33,10 +33,13 @@ from .forms import (
     cut,
     decay_state,
     decay_steps,
+    later,
     next_state,
+    prefix,
     read_state,
     scanned_states,
     sides,
+    suffix,
     together,
     values_differ,
     weighed,
@@ -132,8 +135,8 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Weights, values: Weights) -> t
 
 
 def _leaf(handed: Handed, la: Array, order: Order, x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Gradients of what reads and what is written, x and y, and of the log-decay, but for pairs of a step with
-    itself, from what arrives at single steps."""
+    """Gradients of what reads and what is written, x and y, and of the log-decay, but for pairs of a step
+    with itself, from what arrives at single steps."""
     dx, dy, _ = handed
     if la is None:
         return dx, dy, None
@@ -145,6 +148,15 @@ def _leaf(handed: Handed, la: Array, order: Order, x: Array, y: Array) -> tuple[
         dy = scaled(dy, exp(la))
         dla = dla + _like(y * dy, la)
     return dx, dy, dla
+
+
+def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> Array:
+    """Of each step the sum over the pairs [..., C, C], of a query and a key, that are weighed by its decay:
+    keys before it (or up to it), queries from it on (or after it); [..., C, 1]."""
+    keys = into("pairs before", torch.cumsum, pairs, -1)
+    first = (0 if query_decayed else -1) - (0 if key_decayed else 1)
+    found = torch.sum(into("straddling", torch.tril, keys, first), -2)[..., None]
+    return found if key_decayed else later(found)
 
 
 def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
@@ -164,15 +176,19 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
     dq, dk, dv = outside.q, outside.k, outside.v
     db: Array = None
     if x.b is None:
-        dP = causal(dP, 0, order)
+        dP = into("of products", causal, dP, 0, order)
     else:
-        given = from_chunk(torch.sum(x.q * dq, -1, True), torch.sum(x.k * dk, -1, True), outside.b)
-        pairs, one = into("pairs", torch.mul, dP, m.products), exp(torch.zeros_like(x.b))
-        _, _, db = _leaf(descend("values", m.levels, pairs, given), x.b, order, one, one)
-        if order.query_decayed and order.key_decayed and not order.strict:
-            db = db + torch.diagonal(pairs * m.weights, 0, -2, -1)[..., None]
         dP = into("of products", torch.mul, dP, m.weights)
-        dq, dk, dv = scaled(dq, m.values.since), scaled(dk, m.values.until), scaled(dv, m.values.until)
+        pairs = into("pairs", torch.mul, dP, m.products)
+        dq, dk = scaled(dq, m.values.since), scaled(dk, m.values.until)
+        reads, writes = (torch.sum(into("x dx", torch.mul, *z), -1, True) for z in ((x.q, dq), (x.k, dk)))
+        db = (
+            outside.b
+            + suffix(reads, order.query_decayed)
+            + prefix(writes, order.key_decayed)
+            + straddling(pairs, order.query_decayed, order.key_decayed)
+        )
+        dv = scaled(dv, m.values.until)
     dq, dk = plus_product(dq, dP, x.k), plus_product(dk, dP.mT, x.q)
     return dq, dk, plus_product(dv, m.map.mT, x.do), None, db
 

@@ -1,8 +1,8 @@
 """The tree inside a chunk: maps whose decays differ between channels, by matrix products, for any decay.
 
-A chunk of C steps has log2 C levels, h = 1, 2, 4, ..; at each the right half of every block of 2h steps reads what
-the left half wrote. The weight of such a pair is a product of two factors, the decays since the start of the
-right half and those until the end of the left one, so that it goes into queries and keys:
+A chunk of C steps has log2 C levels, h = 1, 2, 4, ..; at each the right half of every block of 2h steps reads
+what the left half wrote. The weight of such a pair is a product of two factors, the decays since the start of
+the right half and those until the end of the left one, so that it goes into queries and keys:
 
     P_{t,s} = (q_t ∘ since_t)ᵀ (k_s ∘ until_s)
 
@@ -16,6 +16,7 @@ Layout: [..., C, D], C a power of two.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -54,33 +55,40 @@ def in_chunks(x: Array, size: int) -> Array:
     return torch.movedim(pad_time(x, power_of_two(size)), -3, 0)
 
 
-def halves(x: Array, h: int) -> tuple[Array, Array]:
-    """Left and right halves of every block of 2h steps: two of [..., C/2h, h, D]."""
-    x = x.reshape(*x.shape[:-2], x.shape[-2] // (2 * h), 2 * h, x.shape[-1])
-    return x[..., :h, :], x[..., h:, :]
+def _blocked(x: Array, h: int) -> Array:
+    return x.reshape(*x.shape[:-2], x.shape[-2] // (2 * h), 2 * h, x.shape[-1])
 
 
-def whole(left: Array, right: Array, name: Any = None) -> Array:
-    """The inverse of `halves`."""
-    x = into(("whole", name), _cat, left, right) if name else _cat(left, right)
+def left(x: Array, h: int) -> Array:
+    """The left halves of all blocks of 2h steps: [..., C/2h, h, D]."""
+    return _blocked(x, h)[..., :h, :]
+
+
+def right(x: Array, h: int) -> Array:
+    return _blocked(x, h)[..., h:, :]
+
+
+def whole(of_left: Array, of_right: Array, name: Any = None) -> Array:
+    """Steps from the halves of their blocks."""
+    x = into(("whole", name), _cat, of_left, of_right) if name else _cat(of_left, of_right)
     return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
 
 
-def with_left(x: Array, h: int, left: Array) -> Array:
+def with_left(x: Array, h: int, halves: Array) -> Array:
     """x with these left halves, which in memory that is reused are x's own."""
-    return x if reuses() else whole(left, halves(x, h)[1])
+    return x if reuses() else whole(halves, right(x, h))
 
 
-def with_right(x: Array, h: int, right: Array) -> Array:
-    return x if reuses() else whole(halves(x, h)[0], right)
+def with_right(x: Array, h: int, halves: Array) -> Array:
+    return x if reuses() else whole(left(x, h), halves)
 
 
 # ------------------------------------------------------------------ decays, level by level
 
 
 class Weights(NamedTuple):
-    """Of a chunk: decays since its start up to each step and from each step until its end, as reads and writes
-    are weighed by them [..., C, D], and of all steps [..., 1, D]. None is 1."""
+    """Of a chunk: decays since its start up to each step and from each step until its end, as reads and
+    writes are weighed by them [..., C, D], and of all steps [..., 1, D]. None is 1."""
 
     since: Array = None
     until: Array = None
@@ -88,47 +96,34 @@ class Weights(NamedTuple):
 
 
 class Climb:
-    """`Weights` of blocks of h steps each; `up` makes them those of 2h.
+    """`Weights` of blocks of h steps each; `up` makes them those of 2h."""
 
-    Where all channels share the log-decays, these are summed, and exp is taken of sums: that costs nothing there,
-    and rounds less than a product of decays close to 1."""
-
-    def __init__(self, name: str, la: Array, order: Order) -> None:
+    def __init__(self, name: Hashable, la: Array, order: Order) -> None:
         self.name, self.h, self.la = name, 1, la
-        self.sums = la.shape[-1] == 1
-        self.steps = la if self.sums else into((name, "decay"), exp, la)
-        one = torch.zeros_like(la[..., :1, :])
-        one = (one if self.sums else exp(one)).expand(*la.shape)
-        self.since = into((name, "since"), copied, self.steps if order.query_decayed else one)
-        self.until = into((name, "until"), copied, self.steps if order.key_decayed else one)
-        self.totals = self.steps  # [..., C/h, D]
-
-    def _weight(self, x: Array) -> Array:
-        return exp(x) if self.sums else x
+        self.totals = decay = into((name, "decay"), exp, la)  # of blocks: [..., C/h, D]
+        one = exp(torch.zeros_like(la[..., :1, :])).expand(*la.shape)
+        self.since = into((name, "since"), copied, decay if order.query_decayed else one)
+        self.until = into((name, "until"), copied, decay if order.key_decayed else one)
 
     def halves(self) -> tuple[Array, Array]:
         """Of the left halves until their end; of the right halves since their start."""
-        return self._weight(halves(self.until, self.h)[0]), self._weight(halves(self.since, self.h)[1])
+        return left(self.until, self.h), right(self.since, self.h)
 
-    def of_halves(self) -> tuple[Array, Array]:
-        """All decays of left and right halves, [..., C/2h, 1, D]."""
-        left, right = halves(self.totals, 1)
-        return self._weight(left), self._weight(right)
-
-    def up(self) -> None:
-        h = self.h
-        left, right = halves(self.totals, 1)
-        until, since = halves(self.until, h)[0], halves(self.since, h)[1]
-        joined, both = (increased, torch.add) if self.sums else (scaled, torch.mul)
-        self.until = with_left(self.until, h, joined(until, right))
-        self.since = with_right(self.since, h, joined(since, left))
-        totals = into((self.name, "totals", h), both, left, right)
+    def up(self) -> tuple[Array, Array]:
+        """All decays of the halves that are joined, left and right, [..., C/2h, 1, D]."""
+        h, (until, since) = self.h, self.halves()
+        of_left, of_right = left(self.totals, 1), right(self.totals, 1)
+        self.until = with_left(self.until, h, scaled(until, of_right))
+        self.since = with_right(self.since, h, scaled(since, of_left))
+        totals = into((self.name, "totals", h), torch.mul, of_left, of_right)
         self.totals = totals.reshape(*totals.shape[:-3], totals.shape[-3], totals.shape[-1])
         self.h = 2 * h
+        return of_left, of_right
 
     def weights(self) -> Weights:
-        """At the top. All decays of a chunk are what states go through, again and again: by their sum."""
-        return Weights(self._weight(self.since), self._weight(self.until), exp(torch.sum(self.la, -2, True)))
+        """At the top. All decays of a chunk are what states go through, again and again: exp of their sum,
+        which rounds less than a product of decays close to 1."""
+        return Weights(self.since, self.until, exp(torch.sum(self.la, -2, True)))
 
 
 class Level(NamedTuple):
@@ -155,31 +150,21 @@ def _blocks(P: Array, h: int) -> Array:
 class _Map:
     """A map with zeros above its diagonal, put together from the diagonal [..., C, 1] and `_blocks`."""
 
-    def __init__(self, name: str, diagonal: Array) -> None:
+    def __init__(self, name: Hashable, diagonal: Array) -> None:
         self.found = diagonal  # rows hold the columns of their block
         if reuses():
             sizes = *diagonal.shape[:-1], diagonal.shape[-2]
-            made = (name, "map", sizes, diagonal.dtype)
-            self.found = kept(made, lambda: diagonal.new_zeros(sizes))
+            self.name = name, "map", sizes, diagonal.dtype
+            self.found = kept(self.name, lambda: diagonal.new_zeros(sizes))
             torch.diagonal(self.found, 0, -2, -1).copy_(diagonal[..., 0])
 
     def put(self, h: int, across: Array) -> None:
         if reuses():
-            _blocks(self.found, h).copy_(across)
+            kept((*self.name, h), lambda: _blocks(self.found, h)).copy_(across)
             return
-        left, right = halves(self.found, h)
-        nothing = torch.zeros_like(left)
-        self.found = whole(_cat(left, nothing, dim=-1), _cat(across, right, dim=-1))
-
-
-def _product(x: Array, w: Array) -> Array:
-    return w if x is None else x if w is None else x * w
-
-
-def _weighed(name: Any, x: Array, w: Array) -> Array:
-    if x is None:
-        return into(name, copied, w)
-    return x if w is None else into(name, torch.mul, x, w)
+        of_left, of_right = left(self.found, h), right(self.found, h)
+        above = torch.zeros_like(of_left)
+        self.found = whole(_cat(of_left, above, dim=-1), _cat(across, of_right, dim=-1))
 
 
 def own_weight(la: Array, order: Order) -> Array:
@@ -187,27 +172,36 @@ def own_weight(la: Array, order: Order) -> Array:
     return exp(la) if la is not None and order.query_decayed and order.key_decayed else None
 
 
-def tree_map(name: str, q: Array, k: Array, la: Array, order: Order) -> tuple[Array, Weights, list[Level]]:
-    """The map of queries on keys, [..., C, C], with their decays in it; or, where both are None, the weights of
-    pairs by decays that all channels share."""
-    climb = Climb(name, la, order)
-    pairs = exp(torch.zeros_like(la)) if q is None else q * k
-    own = torch.sum(_product(pairs, own_weight(la, order)), -1, True)
-    own = own if not order.strict else torch.zeros_like(own)
-    shapes = (la.shape[:-2],) if q is None else (la.shape[:-2], q.shape[:-2], k.shape[:-2])
-    own = own.expand(*torch.broadcast_shapes(*shapes), *own.shape[-2:])
-    P, levels, n = _Map(name, own), [], la.shape[-2]
+def own_pairs(q: Array, k: Array, la: Array, order: Order) -> Array:
+    """What of its own write each step reads, [..., C, 1]."""
+    pairs, w = into("own pairs", torch.mul, q, k), own_weight(la, order)
+    own = torch.sum(pairs if w is None else pairs * w, -1, True)
+    return torch.zeros_like(own) if order.strict else own
+
+
+def _weighed(name: Hashable, x: Array, w: Array) -> Array:
+    if x is None:
+        return into(name, copied, w)
+    return x if w is None else into(name, torch.mul, x, w)
+
+
+def tree_map(
+    name: Hashable, q: Array, k: Array, la: Array, order: Order
+) -> tuple[Array, Weights, list[Level]]:
+    """The map of queries on keys, [..., C, C], with their decays in it."""
+    climb, own, levels, n = Climb(name, la, order), own_pairs(q, k, la, order), [], la.shape[-2]
+    # Decays may tell heads apart that share queries and keys.
+    own = own.expand(*(max(sizes) for sizes in zip(own.shape[:-1], la.shape[:-1], strict=True)), 1)
+    P = _Map(name, own)
     while climb.h < n:
         h, (until, since) = climb.h, climb.halves()
-        reads = _weighed((name, "reads", h), None if q is None else halves(q, h)[1], since)
-        writes = _weighed((name, "writes", h), None if k is None else halves(k, h)[0], until)
+        reads = into((name, "reads", h), torch.mul, right(q, h), since)
+        writes = into((name, "writes", h), torch.mul, left(k, h), until)
         if h == 1:
-            across = torch.sum(into((name, "pairs"), torch.mul, reads, writes), -1, True)
+            P.put(h, torch.sum(into("pairs", torch.mul, reads, writes), -1, True))
         else:
-            across = into((name, "across", h), torch.matmul, reads, writes.mT)
-        P.put(h, across)
-        levels.append(Level(h, reads, writes, *climb.of_halves()))
-        climb.up()
+            P.put(h, into("across", torch.matmul, reads, writes.mT))
+        levels.append(Level(h, reads, writes, *climb.up()))
     return P.found, climb.weights(), levels
 
 
@@ -230,15 +224,15 @@ def _over_steps(x: Array, out: Array = None) -> Array:
     return torch.sum(x, -2, True) if out is None else torch.sum(x, -2, True, out=out)
 
 
-def down(name: str, level: Level, block: Array, given: Handed) -> Handed:
+def down(name: Hashable, level: Level, block: Array, given: Handed) -> Handed:
     """From blocks of 2h to those of h, where the map between their halves has the gradient `block`
     [..., C/2h, h, h]. In reused memory it takes the place of what is given."""
-    h, q, k, left, right = level
-    reads, writes = scaled(halves(given.reads, h)[1], left), scaled(halves(given.writes, h)[0], right)
+    h, q, k, of_left, of_right = level
+    reads, writes = scaled(right(given.reads, h), of_left), scaled(left(given.writes, h), of_right)
     la = given.la
     if la is not None:
-        # A decay in the left half weighs all that the right one reads from further back; one in the right half
-        # all that the left one hands on.
+        # A decay in the left half weighs all that the right one reads from further back; one in the right
+        # half all that the left one hands on.
         for_left, for_right = (
             la + into((name, side), _over_steps, into((name, "products"), torch.mul, x, y))
             for side, x, y in (("left", q, reads), ("right", k, writes))
@@ -249,10 +243,11 @@ def down(name: str, level: Level, block: Array, given: Handed) -> Handed:
     return Handed(with_right(given.reads, h, reads), with_left(given.writes, h, writes), la)
 
 
-def descend(name: str, levels: list[Level], dP: Array, given: Handed) -> Handed:
+def descend(name: Hashable, levels: list[Level], dP: Array, given: Handed) -> Handed:
     """Gradients through `tree_map`, from that of the map [..., C, C]."""
     for level in reversed(levels):
-        given = down(name, level, into((name, "block"), copied, _blocks(dP, level.h)), given)
+        block = into((name, "block"), copied, _blocks(dP, level.h))
+        given = down(name, level, block, given)
     return given
 
 
@@ -260,8 +255,8 @@ def descend(name: str, levels: list[Level], dP: Array, given: Handed) -> Handed:
 
 
 class Both(NamedTuple):
-    """The levels of keys and of values: `q` of the latter are what outputs are weighed by, or with a gradient of
-    outputs that, weighed; `k` are weighed values."""
+    """The levels of keys and of values: `q` of the latter are what outputs are weighed by, or with a gradient
+    of outputs that, weighed; `k` are weighed values."""
 
     levels: list[tuple[Level, Level]]
     keys: Weights
@@ -275,24 +270,21 @@ def climb_both(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order,
         h, pair = b.h, []
         for name, climb, reads, writes in (("keys", a, q, k), ("values", b, do, v)):
             until, since = (None, None) if climb is None else climb.halves()
-            reads = _weighed((name, "reads", h), None if reads is None else halves(reads, h)[1], since)
-            writes = _weighed((name, "writes", h), halves(writes, h)[0], until)
-            pair.append(Level(h, reads, writes, *((None, None) if climb is None else climb.of_halves())))
+            reads = _weighed((name, "reads", h), None if reads is None else right(reads, h), since)
+            writes = _weighed((name, "writes", h), left(writes, h), until)
+            pair.append(Level(h, reads, writes, *((None, None) if climb is None else climb.up())))
         levels.append((pair[0], pair[1]))
-        b.up()
-        if a is not None:
-            a.up()
     return Both(levels, Weights() if a is None else a.weights(), b.weights())
 
 
 def tree(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order) -> tuple[Array, Weights, Weights]:
-    """Outputs [..., C, V] of a chunk that starts from zero, where values decay; keys may (else la is None)."""
+    """Outputs [..., C, V] of chunks that start from zero, where values decay; keys may (else la is None)."""
     both = climb_both(q, k, v, la, lb, order)
-    own = torch.sum(_product(q * k, own_weight(la, order)), -1, True)
-    o = (torch.zeros_like(own) if order.strict else own) * _product(v, own_weight(lb, order))
+    w = own_weight(lb, order)
+    o = own_pairs(q, k, la, order) * (v if w is None else v * w)
     for keys, values in both.levels:
-        left, right = halves(o, keys.h)
-        o = whole(left, right + ((keys.q @ keys.k.mT) @ values.k) * values.q)
+        seen = ((keys.q @ keys.k.mT) @ values.k) * values.q
+        o = whole(left(o, keys.h), right(o, keys.h) + seen)
     return o, both.keys, both.values
 
 
