@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from .decays import exp
-from .memory import copied, increased, into, once, plus_product, scaled
+from .memory import copied, increased, into, matmul, once, plus_product, scaled
 from .order import Order
 from .steps import Array, Slice
-from .tree import Level, Weights, in_chunks, tree, tree_map
+from .tree import Level, Weights, in_chunks, tree, tree_map, until_end
 
 Result = tuple[list[Array], Array]
 
@@ -117,7 +117,8 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
     if i == 0 and x.shape[-1] == 1:  # what each query adds to the sums of those before it
         added = x if order.query_decayed else later(x)
         first = (0 if order.key_decayed else -1) - (0 if order.query_decayed else 1)
-        return torch.cumsum(torch.tril(added.expand(*x.shape[:-1], n), first), -2)[..., None]
+        added = into("added", copied, added.expand(*x.shape[:-1], n))
+        return into("segment sums", torch.cumsum, into("added below", torch.tril, added, first), -2)[..., None]
     r = _rows(n, x)
     t = r[i:, None]
     up_to_t = (r <= t) if order.query_decayed else (r < t)
@@ -198,16 +199,22 @@ def read_entry(c: Slice, S: Array, order: Order) -> Array:
     return weighted(q @ S, prefix_weight(c.lb, order.query_decayed))
 
 
+def _until_end(x: Array, order: Order) -> Array:
+    if x is None or x.shape[-1] == 1:
+        return suffix_weight(x, order.key_decayed)
+    return until_end(x, order)
+
+
 def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
-    k = weighted(c.k, suffix_weight(c.la, order.key_decayed))
-    v = weighted(c.v, suffix_weight(c.lb, order.key_decayed))
-    return decay_state(S, total(c.la), total(c.lb)) + k.mT @ v
+    la, lb = sides(c)
+    k, v = weighed("k until end", c.k, _until_end(la, order)), weighed("v until end", c.v, _until_end(lb, order))
+    return decay_state(S, total(la), total(lb)) + k.mT @ v
 
 
 class Map(NamedTuple):
-    """The attention map of every chunk where values do not decay, or all alike, [chunks, ..., C, C]: `products`
-    of queries and keys times `weights`, or None where decays of keys are in the products."""
+    """The attention map of every chunk where values do not decay, or all alike, [chunks, ..., C, C]:
+    `products` of queries and keys times `weights`, or None where decays of keys are in the products."""
 
     map: Array
     products: Array
@@ -249,7 +256,7 @@ def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int)
     if la is not None:
         P, keys, levels = tree_map("keys", q, k, in_chunks(la, size), order)
         return Map(P, P, None, keys, Weights(), levels)
-    products = into("products", torch.matmul, q, k.mT)
+    products = matmul("products", q, k.mT)
     if lb is None:
         return Map(into("map", causal, products, 0, order), products, None, Weights(), Weights(), [])
     shared = once(_shared_weights, lb, size, order) if _constant(lb) else _shared_weights(lb, size, order)

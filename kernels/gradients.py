@@ -45,7 +45,7 @@ from .forms import (
     weighed,
     weighted,
 )
-from .memory import increased, into, own, plus_product, reuses, scaled
+from .memory import increased, into, matmul, own, plus_product, reuses, scaled
 from .order import Order
 from .steps import Array, Gradients, Slice, Steps
 from .tree import (
@@ -127,11 +127,11 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Weights, values: Weights) -> t
         of_b = torch.sum(pairs if keys.total is None else pairs * keys.total.mT, -2, True)
         of_b = _like(of_b, values.total) * values.total
     if values_differ(x.b):
-        out = into("read", torch.matmul, q, S)
+        out = matmul("read", q, S)
     else:  # decays that all share weigh at last
         v, do = x.v, x.do
-    dq, dk = into("dq", torch.matmul, do, S.mT), into("dk", torch.matmul, v, G.mT)
-    return Outside(dq, out, dk, into("dv", torch.matmul, k, G), of_a, of_b), own(after[-1])
+    dq, dk = matmul("dq", do, S.mT), matmul("dk", v, G.mT)
+    return Outside(dq, out, dk, matmul("dv", k, G), of_a, of_b), own(after[-1])
 
 
 def _leaf(handed: Handed, la: Array, order: Order, x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -160,7 +160,7 @@ def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> 
 
 
 def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
-    dP = into("of map", torch.matmul, x.do, x.v.mT)
+    dP = matmul("of map", x.do, x.v.mT)
     handed = descend("keys", m.levels, dP, from_chunk(outside.q, outside.k, outside.a))
     dq, dk, da = _leaf(handed, x.a, order, x.q, x.k)
     if not order.strict:
@@ -172,7 +172,7 @@ def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Foun
 
 def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
     """Or none do."""
-    dP = into("of map", torch.matmul, x.do, x.v.mT)
+    dP = matmul("of map", x.do, x.v.mT)
     dq, dk, dv = outside.q, outside.k, outside.v
     db: Array = None
     if x.b is None:

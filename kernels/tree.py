@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .decays import exp
-from .memory import copied, increased, into, kept, reuses, scaled
+from .memory import copied, into, kept, plus_scaled, reuses, scaled
 from .order import Order
 from .steps import Array
 
@@ -96,13 +96,15 @@ class Weights(NamedTuple):
 
 
 class Climb:
-    """`Weights` of blocks of h steps each; `up` makes them those of 2h."""
+    """`Weights` of blocks of h steps each; `up` makes them those of 2h. Those of writes alone, if so asked."""
 
-    def __init__(self, name: Hashable, la: Array, order: Order) -> None:
+    def __init__(self, name: Hashable, la: Array, order: Order, reads: bool = True) -> None:
         self.name, self.h, self.la = name, 1, la
         self.totals = decay = into((name, "decay"), exp, la)  # of blocks: [..., C/h, D]
         one = exp(torch.zeros_like(la[..., :1, :])).expand(*la.shape)
-        self.since = into((name, "since"), copied, decay if order.query_decayed else one)
+        self.since = None
+        if reads:
+            self.since = into((name, "since"), copied, decay if order.query_decayed else one)
         self.until = into((name, "until"), copied, decay if order.key_decayed else one)
 
     def halves(self) -> tuple[Array, Array]:
@@ -111,10 +113,10 @@ class Climb:
 
     def up(self) -> tuple[Array, Array]:
         """All decays of the halves that are joined, left and right, [..., C/2h, 1, D]."""
-        h, (until, since) = self.h, self.halves()
-        of_left, of_right = left(self.totals, 1), right(self.totals, 1)
-        self.until = with_left(self.until, h, scaled(until, of_right))
-        self.since = with_right(self.since, h, scaled(since, of_left))
+        h, of_left, of_right = self.h, left(self.totals, 1), right(self.totals, 1)
+        self.until = with_left(self.until, h, scaled(left(self.until, h), of_right))
+        if self.since is not None:
+            self.since = with_right(self.since, h, scaled(right(self.since, h), of_left))
         totals = into((self.name, "totals", h), torch.mul, of_left, of_right)
         self.totals = totals.reshape(*totals.shape[:-3], totals.shape[-3], totals.shape[-1])
         self.h = 2 * h
@@ -124,6 +126,15 @@ class Climb:
         """At the top. All decays of a chunk are what states go through, again and again: exp of their sum,
         which rounds less than a product of decays close to 1."""
         return Weights(self.since, self.until, exp(torch.sum(self.la, -2, True)))
+
+
+def until_end(la: Array, order: Order) -> Array:
+    """The decays from each of any number of steps until the last, as writes are weighed by them."""
+    n = la.shape[-2]
+    climb = Climb("until end", pad_time(la, power_of_two(n)), order, reads=False)
+    while climb.h < n:
+        climb.up()
+    return climb.until[..., :n, :]
 
 
 class Level(NamedTuple):
@@ -228,18 +239,18 @@ def down(name: Hashable, level: Level, block: Array, given: Handed) -> Handed:
     """From blocks of 2h to those of h, where the map between their halves has the gradient `block`
     [..., C/2h, h, h]. In reused memory it takes the place of what is given."""
     h, q, k, of_left, of_right = level
-    reads, writes = scaled(right(given.reads, h), of_left), scaled(left(given.writes, h), of_right)
-    la = given.la
+    reads, writes, la = right(given.reads, h), left(given.writes, h), given.la
     if la is not None:
         # A decay in the left half weighs all that the right one reads from further back; one in the right
         # half all that the left one hands on.
         for_left, for_right = (
-            la + into((name, side), _over_steps, into((name, "products"), torch.mul, x, y))
-            for side, x, y in (("left", q, reads), ("right", k, writes))
+            la + into((name, side), _over_steps, into((name, "products"), torch.mul, x, y)) * between
+            for side, x, y, between in (("left", q, reads, of_left), ("right", k, writes, of_right))
         )
         la = whole(for_left, for_right, (name, "la"))[..., None, :]
-    reads = increased(reads, into((name, "to reads"), torch.matmul, block, k))
-    writes = increased(writes, into((name, "to writes"), torch.matmul, block.mT, q))
+    times = torch.mul if h == 1 else torch.matmul  # a product of matrices with one entry costs ten times as much
+    reads = plus_scaled(into((name, "to reads"), times, block, k), reads, of_left)
+    writes = plus_scaled(into((name, "to writes"), times, block.mT, q), writes, of_right)
     return Handed(with_right(given.reads, h, reads), with_left(given.writes, h, writes), la)
 
 
