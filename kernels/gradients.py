@@ -187,6 +187,8 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
             + straddling(pairs, order.query_decayed, order.key_decayed)
         )
         dv = scaled(dv, m.until)
+    if x.q.shape[-3] == x.k.shape[-3] == 1 < dP.shape[-3]:  # heads that share both: one product for all
+        dq, dk, dP = (torch.sum(z, -3, True) for z in (dq, dk, dP))
     dq, dk = plus_product(dq, dP, x.k), plus_product(dk, dP.mT, x.q)
     return dq, dk, plus_product(dv, m.map.mT, x.do), None, db
 
