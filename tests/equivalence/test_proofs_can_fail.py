@@ -66,7 +66,9 @@ def test_the_tree_forgets_its_last_level(monkeypatch):
 def test_a_climb_weighs_by_its_own_half(monkeypatch):
     """And not by the half that lies between."""
     real = tree.left
-    monkeypatch.setattr(tree, "left", lambda x, h: tree.right(x, h) if x.shape[-2] == 8 and h == 1 else real(x, h))
+    monkeypatch.setattr(
+        tree, "left", lambda x, h: tree.right(x, h) if x.shape[-2] == 8 and h == 1 else real(x, h)
+    )
     caught("forms/chunk-body", "gradients/chunk-body")
 
 
