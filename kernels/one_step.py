@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import triton_core
-from .forms import read_state
+from .forms import TINY, read_state
 from .ops import accumulation_dtype, split_resets
 
 
@@ -77,6 +77,11 @@ def formula(
     return o.squeeze(2).to(v_t.dtype), S
 
 
+def tiny(S: Tensor) -> bool:
+    """Whether what is read of S [..., K, V] is summed (`read_state`)."""
+    return S.shape[-2] < TINY or S.shape[-1] < TINY
+
+
 def plain_formula(
     q: Tensor,
     k: Tensor,
@@ -89,9 +94,8 @@ def plain_formula(
     read: str,
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`formula` of operands of one dtype, which is that of the state, for heads that are not tiny. A call of
-    torch takes a microsecond, a token is a dozen of them, and products of three dimensions take half of those
-    of four."""
+    """`formula` of operands of one dtype, which is that of the state. A call of torch takes a microsecond, a token
+    is a dozen of them, and products of three dimensions take half of those of four."""
     B, H, K, V = state.shape
     n = B * H
     if k.shape[1] != H:
@@ -106,7 +110,7 @@ def plain_formula(
         lb = (lb.expand(B, H, V) if lb.ndim == 2 else lb).reshape(n, 1, V)
     if beta is not None:
         beta = beta.reshape(n, 1, 1)
-    o, S = _advance(q, k, v, la, lb, beta, None, None, S, torch.bmm, read, inplace)
+    o, S = _advance(q, k, v, la, lb, beta, None, None, S, read_state if tiny(S) else torch.bmm, read, inplace)
     return o.reshape(B, H, V), state if inplace else S.reshape(B, H, K, V)
 
 

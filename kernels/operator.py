@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, triton_core
-from .forms import TINY
-from .one_step import formula, plain_formula, step_in_place_op, step_op
+from .one_step import formula, plain_formula, step_in_place_op, step_op, tiny
 from .ops import accumulation_dtype, recurrence_op
 from .order import READS
 
@@ -219,7 +218,7 @@ def step(
         la, A = la
         plain = plain and la is not None and A is not None
     if plain and checks.plain_token(q_t, k_t, v_t, la, A, lb, beta_t, state, scale, read, inplace):
-        if A is None and state is not None and k_t.shape[2] >= TINY and v_t.shape[2] >= TINY:
+        if A is None and state is not None and (k_t.shape[1] == v_t.shape[1] or not tiny(state)):
             return plain_formula(q_t, k_t, v_t, la, lb, beta_t, state, scale, read, inplace)
     else:
         options = scale, read, mask, inplace, backend

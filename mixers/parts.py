@@ -30,14 +30,15 @@ class ShortConvolution(nn.Conv1d):
             return self._packed(x, window, tokens, tokens.segment)
         if window is None:
             window = x.new_zeros(x.shape[0], past, x.shape[2])
-        seen = torch.cat([window.to(x.dtype), x], 1)
+        seen = torch.cat([window if window.dtype == x.dtype else window.to(x.dtype), x], 1)
+        weight, bias = self.weight, self.bias
         if x.shape[1] == 1:  # one token, for which a convolution's set-up is most of its cost
             acc = accumulation(x.dtype)
-            y = (seen.to(acc) * self.weight[:, 0].mT).sum(1, keepdim=True)
-            y = y if self.bias is None else y + self.bias
+            y = ((seen if x.dtype == acc else seen.to(acc)) * weight.squeeze(1).mT).sum(1, keepdim=True)
+            y = y if bias is None else y + bias
         else:
-            y = F.conv1d(seen.mT.to(self.weight.dtype), self.weight, self.bias, groups=self.groups).mT
-        y = y.to(x.dtype)
+            y = F.conv1d(seen.mT.to(weight.dtype), weight, bias, groups=self.groups).mT
+        y = y if y.dtype == x.dtype else y.to(x.dtype)
         if tokens.lengths is None:
             return y, seen[:, x.shape[1] :]
         last = tokens.lengths[:, None] + torch.arange(past, device=x.device)
@@ -110,7 +111,10 @@ class GatedRMSNorm(RMSNorm):
         acc = accumulation(x.dtype)
         gate = self.activation(gate.to(acc))
         y = x.to(acc) * gate if self.gate_first else x.to(acc)
-        y = self.weight.to(acc) * rms_norm(y.unflatten(-1, (self.groups, -1)), self.eps).flatten(-2)
+        if self.groups > 1:
+            y = y.unflatten(-1, (self.groups, -1))
+        y = rms_norm(y, self.eps)
+        y = self.weight.to(acc) * (y.flatten(-2) if self.groups > 1 else y)
         return (y if self.gate_first else y * gate).to(x.dtype)
 
 
@@ -214,6 +218,9 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def slopes(num_heads: int, factor: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """factor · 2^(-8h/H) for h = 1 … H (the slopes of ALiBi, Press et al. 2021), computed in float64."""
+    if device.type == "cpu" and not torch.compiler.is_compiling():  # one call instead of seven
+        rates = [factor * 2.0 ** (-8.0 * h / num_heads) for h in range(1, num_heads + 1)]
+        return torch.tensor(rates, device=device, dtype=dtype)
     h = torch.arange(1, num_heads + 1, device=device, dtype=torch.float64)
     return (factor * torch.exp2(-8.0 * h / num_heads)).to(dtype)
 

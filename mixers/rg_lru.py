@@ -64,7 +64,7 @@ class RGLRU(RecurrentMixer):
     def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         u, window = self.conv_1d(self.linear_x(x), state.window, tokens)
         log_rate, i = self.rg_lru(u)
-        root = torch.where(tokens.position[..., None] == 0, 1.0, root_one_minus_square(log_rate))
+        root = root_one_minus_square(log_rate).masked_fill((tokens.position == 0).unsqueeze(-1), 1.0)
         v = (root * i * u).to(u.dtype)[:, :, None]
         one = torch.ones_like(v[..., :1])
         return Core(one, one, v, log_decay_v=-torch.exp(log_rate)[:, :, None], window=window)
@@ -103,6 +103,9 @@ def root_one_minus_square(log_rate: Tensor) -> Tensor:
     """√(1 - a²) of log(-log a), as √(-2 log a) times a smooth factor: the root of a difference has no finite
     derivative at a = 1, where the function of log_rate is flat."""
     y = -2 * torch.exp(log_rate)  # log a²
+    if not torch.is_grad_enabled():
+        y = y.clamp(max=-1e-30)  # where the factor is 1
+        return torch.exp(0.5 * (log_rate + math.log(2))) * torch.sqrt(torch.expm1(y) / y)
     small = y > -1e-5
     far = torch.where(small, -1.0, y)
     ratio = torch.where(small, 1 + y / 2 + y * y / 6, torch.expm1(far) / far)

@@ -77,7 +77,7 @@ class RWKV4(RecurrentMixer):
         before, window = previous(x, state.window, tokens)
 
         def mixed(share: Tensor, proj: nn.Linear) -> Tensor:
-            return proj((x * share + before * (1 - share)).to(x.dtype))
+            return proj(torch.lerp(before.to(share.dtype), x.to(share.dtype), share).to(x.dtype))
 
         k, v = mixed(self.time_mix_key, self.key), mixed(self.time_mix_value, self.value)
         r = torch.sigmoid(mixed(self.time_mix_receptance, self.receptance))

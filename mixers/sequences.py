@@ -148,6 +148,16 @@ class Stabilised(NamedTuple):
     end: Tensor  # m after the last token of every sequence, [N, ...]
 
 
+def _of_a_token(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
+    """`stabilise` of one token in each row, without gradients."""
+    before = start.unsqueeze(1)
+    moved = log_f + before
+    m = torch.maximum(moved, log_i)
+    top = m.clamp(min=torch.finfo(m.dtype).min)  # of -inf as well, which is less than any of them still
+    log_decay, log_write = (moved - top).to(log_f.dtype), (log_i - top).to(log_i.dtype)
+    return Stabilised(log_decay, log_write, m, before, m.select(1, 0))
+
+
 def stabilise(
     log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens, constant: bool = True
 ) -> Stabilised:
@@ -158,6 +168,8 @@ def stabilise(
     m is kept in float64: it may grow with the sequence, and differences of it are what is used.
     Source: Beck et al. 2024 (xLSTM, arXiv:2405.04517), eq. 15 to 17."""
     start = start.double()
+    if log_i.shape[1] == 1 and tokens.lengths is None and not torch.is_grad_enabled():
+        return _of_a_token(log_f, log_i, start)
     if tokens.segment is None and tokens.valid is None and _walks(log_i, 1.6e-5, 6e-9):
         return _walked(log_f, log_i, start)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
