@@ -94,10 +94,15 @@ def plain_formula(
     read: str,
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`formula` of operands of one dtype, which is that of the state. A call of torch takes a microsecond, a token
-    is a dozen of them, and products of three dimensions take half of those of four."""
+    """`formula` of operands of one dtype, which is that of the state. A call of torch takes a microsecond, a
+    token is a dozen of them, and products of three dimensions take half of those of four."""
     B, H, K, V = state.shape
     n = B * H
+    if K == 1 and beta is None:  # numbers for matrices
+        la = la.unsqueeze(-1) if la is not None and la.ndim < 3 else la
+        q, S = q if scale == 1.0 else q * scale, state.squeeze(2)
+        o, S = _advance(q, k, v, la, lb, None, None, None, S, torch.mul, read, inplace)
+        return o, state if inplace else S.unsqueeze(2)
     if k.shape[1] != H:
         q, k = (z.repeat_interleave(H // z.shape[1], 1) for z in (q, k))
     q, k, v = q.reshape(n, 1, K), k.reshape(n, K, 1), v.reshape(n, 1, V)

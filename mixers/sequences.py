@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Tokens
+from .base import Tokens, cast
 
 
 def _spread(x: Tensor, like: Tensor) -> Tensor:
@@ -75,6 +75,8 @@ def previous(x: Tensor, window: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]
     """The token before each of x [B, T, channels], and the window after them.
 
     window [N, 1, channels]: the token before the first."""
+    if x.shape[1] == 1 and tokens.lengths is None:
+        return cast(window, x.dtype), x
     carried = _carried(window[:, 0], tokens).to(x.dtype)
     before = F.pad(x, (0, 0, 1, 0))[:, :-1]
     before = torch.where(_firsts(tokens)[..., None], carried, before) if x.shape[1] > 1 else carried
@@ -167,7 +169,7 @@ def stabilise(
     unless `constant` is False.
     m is kept in float64: it may grow with the sequence, and differences of it are what is used.
     Source: Beck et al. 2024 (xLSTM, arXiv:2405.04517), eq. 15 to 17."""
-    start = start.double()
+    start = cast(start, torch.float64)
     if log_i.shape[1] == 1 and tokens.lengths is None and not torch.is_grad_enabled():
         return _of_a_token(log_f, log_i, start)
     if tokens.segment is None and tokens.valid is None and _walks(log_i, 1.6e-5, 6e-9):

@@ -67,7 +67,7 @@ def test_in_place(decay, value_decay):
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (2, 2), (1, 1), (2, 4)])
-@pytest.mark.parametrize("sizes", [(16, 17), (16, 3)])
+@pytest.mark.parametrize("sizes", [(16, 17), (16, 3), (1, 5)])
 @pytest.mark.parametrize("value_decay", [*VALUE_DECAYS, "beta"])
 @pytest.mark.parametrize("decay", DECAYS)
 def test_a_plain_token(decay, value_decay, sizes, heads):
