@@ -123,6 +123,9 @@ class Element:
     def transpose(self: E, i: int, j: int) -> E:
         return self._each(lambda x: np.swapaxes(x, i, j))
 
+    def movedim(self: E, source: int, destination: int) -> E:
+        return self._each(lambda x: np.moveaxis(x, source, destination))
+
     def reshape(self: E, *sizes: int) -> E:
         return self._each(lambda x: x.reshape(sizes))
 
@@ -221,6 +224,7 @@ _TORCH: dict[str, Any] = {
     "stack": lambda xs, dim=0: _joined(xs, dim, np.stack, "stack"),
     "where": _where,
     "flip": lambda x, dim: x.flip(dim),
+    "movedim": lambda x, source, destination: x.movedim(source, destination),
     "sum": lambda x, dim, keepdim=False: x.sum(dim, keepdim),
     "cumsum": lambda x, dim: x.cumsum(dim),
     "exp": lambda x: x.exp(),

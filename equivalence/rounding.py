@@ -206,6 +206,16 @@ class Bounded(Element):
             error = np.where(np.isneginf(x), 0.0, _outward(largest * relative + a.tiny, 4096))
             return Bounded(np.exp(x), error, a)
 
+    def exp2(self) -> Bounded:
+        """As exp, by the logarithm to base 2."""
+        a = self.arithmetic
+        x = self.computed.astype(np.float64)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            largest = np.exp2(x + 2 * self.error)
+            relative = -np.expm1(-self.error * math.log(2) * (1 + 2.0**-50)) + EXP_UNITS * a.unit
+            error = np.where(np.isneginf(x), 0.0, _outward(largest * relative + a.tiny, 4096))
+            return Bounded(np.exp2(x), error, a)
+
     def zeros_like(self) -> Bounded:
         return self._each(np.zeros_like)
 
@@ -297,6 +307,7 @@ _TORCH: dict[str, Any] = {
     "cat": lambda xs, dim=0: _joined(xs, dim, np.concatenate),
     "stack": lambda xs, dim=0: _joined(xs, dim, np.stack),
     "where": _where,
+    "exp2": lambda x: x.exp2(),
     "tril": lambda x, diagonal=0: _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like()),
     "linalg_solve_triangular": _solve_triangular,
 }

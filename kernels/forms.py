@@ -14,14 +14,17 @@ state [..., K, V]. Each form returns the outputs as a list of consecutive pieces
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from .memory import once
+from .decays import exp
+from .memory import copied, increased, into, once, plus_product, scaled
 from .order import Order
 from .steps import Array, Slice
+from .tree import Level, Weights, in_chunks, tree, tree_map
 
 Result = tuple[list[Array], Array]
 
@@ -80,7 +83,7 @@ def total(x: Array) -> Array:
 
 def decayed(x: Array, log_weight: Array) -> Array:
     """x ∘ exp(log_weight)."""
-    return x if log_weight is None else x * torch.exp(log_weight)
+    return x if log_weight is None else x * exp(log_weight)
 
 
 def read_state(q: Array, S: Array) -> Array:
@@ -90,25 +93,17 @@ def read_state(q: Array, S: Array) -> Array:
 
 def decay_state(S: Array, la: Array, lb: Array) -> Array:
     """(exp(la) exp(lb)ᵀ) ∘ S for la [..., 1, K or 1], lb [..., 1, V]."""
-    return decayed(S if la is None else torch.exp(la).mT * S, lb)
-
-
-def _prefix_weight(x: Array, inclusive: bool) -> Array:
-    return torch.exp(prefix(x, inclusive))
-
-
-def _suffix_weight(x: Array, inclusive: bool) -> Array:
-    return torch.exp(suffix(x, inclusive))
+    return decayed(S if la is None else exp(la).mT * S, lb)
 
 
 def prefix_weight(x: Array, inclusive: bool) -> Array:
     """exp of `prefix`."""
-    return None if x is None else once(_prefix_weight, x, inclusive)
+    return None if x is None else exp(prefix(x, inclusive))
 
 
 def suffix_weight(x: Array, inclusive: bool) -> Array:
     """exp of `suffix`."""
-    return None if x is None else once(_suffix_weight, x, inclusive)
+    return None if x is None else exp(suffix(x, inclusive))
 
 
 def weighted(x: Array, w: Array) -> Array:
@@ -131,9 +126,9 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
     return suffix(y, order.key_decayed)
 
 
-def causal(P: Array, i: int, order: Order) -> Array:
+def causal(P: Array, i: int, order: Order, **into: Any) -> Array:
     """A map [..., n-i, n] of queries t = i.. on all keys, with zeros where they do not see the key."""
-    return torch.tril(P, i - 1 if order.strict else i)
+    return torch.tril(P, i - 1 if order.strict else i, **into)
 
 
 def cut(c: Slice, i: int, j: int) -> Slice:
@@ -164,24 +159,15 @@ def walk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
 # ------------------------------------------------------------------ parallel
 
 
-def _segment_weights(x: Array, i: int, order: Order) -> Array:
-    return torch.exp(segment_sums(x, i, order))[..., 0]
-
-
-def segment_weights(x: Array, i: int, order: Order) -> Array:
-    """exp of `segment_sums` of decays that all channels share: [..., T-i, T]."""
-    return once(_segment_weights, x, i, order)
-
-
 def weights(c: Slice, i: int, order: Order) -> Array:
     """The attention map of queries i.. on all keys, with the key decays in it: [..., T-i, T]."""
     q, k, la = c.q[..., i:, :], c.k, c.la
     if la is None or la.shape[-1] == 1:
         P = q @ k.mT
         if la is not None:
-            P = P * segment_weights(la, i, order)
+            P = P * exp(segment_sums(la, i, order))[..., 0]
     else:
-        P = torch.sum(q[..., :, None, :] * k[..., None, :, :] * torch.exp(segment_sums(la, i, order)), -1)
+        P = torch.sum(q[..., :, None, :] * k[..., None, :, :] * exp(segment_sums(la, i, order)), -1)
     return causal(P, i, order)
 
 
@@ -196,9 +182,7 @@ def attend(c: Slice, S: Array, order: Order, rows: int | None = None) -> Result:
         if part.lb is None:
             o = P @ part.v
         else:
-            o = torch.sum(
-                P[..., None] * torch.exp(segment_sums(part.lb, i, order)) * part.v[..., None, :, :], -2
-            )
+            o = torch.sum(P[..., None] * exp(segment_sums(part.lb, i, order)) * part.v[..., None, :, :], -2)
         outs.append(o)
     entry = read_entry(c, S, order)
     S = carry(c, S, order)
@@ -221,72 +205,103 @@ def carry(c: Slice, S: Array, order: Order) -> Array:
     return decay_state(S, total(c.la), total(c.lb)) + k.mT @ v
 
 
-def power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+class Map(NamedTuple):
+    """The attention map of every chunk where values do not decay, or all alike, [chunks, ..., C, C]: `products`
+    of queries and keys times `weights`, or None where decays of keys are in the products."""
+
+    map: Array
+    products: Array
+    weights: Array
+    keys: Weights
+    values: Weights
+    levels: list[Level]
 
 
-def pad_time(x: Array, n: int) -> Array:
-    """Append steps that do nothing (zero keys, no decay)."""
-    missing = n - x.shape[-2]
-    if missing == 0:
-        return x
-    return _cat([x, _first_zero(x).expand(*x.shape[:-2], missing, x.shape[-1])])
+def sides(c: Slice) -> tuple[Array, Array]:
+    """Log-decays over keys and over values. One that all keys share is as well one that all values share, and
+    the other way round."""
+    la, lb = c.la, c.lb
+    if la is not None and la.shape[-1] == 1:
+        return None, la if lb is None else lb + la
+    if la is not None and lb is not None and lb.shape[-1] == 1:
+        return la + lb, None
+    return la, lb
 
 
-def halves(x: Array, h: int) -> tuple[Array, Array]:
-    """Left and right halves of every block of 2h steps: two of [..., N/2h, h, D]."""
-    x = x.reshape(*x.shape[:-2], x.shape[-2] // (2 * h), 2 * h, x.shape[-1])
-    return x[..., :h, :], x[..., h:, :]
+def values_differ(lb: Array) -> bool:
+    return lb is not None and lb.shape[-1] > 1
 
 
-def whole(left: Array, right: Array) -> Array:
-    """The inverse of `halves`."""
-    x = _cat([left, right])
-    return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
+def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Weights]:
+    """Of decays that all channels share, of all pairs and of chunks."""
+    lb = in_chunks(lb, size)
+    W = into("weights of pairs", exp, segment_sums(lb, 0, order)[..., 0])
+    since, until = prefix_weight(lb, order.query_decayed), suffix_weight(lb, order.key_decayed)
+    return into("weights", causal, W, 0, order), Weights(since, until, exp(total(lb)))
 
 
-def diagonal(c: Slice, order: Order) -> Array:
-    """What each step's own value contributes to its output."""
-    if order.strict:
-        return torch.zeros_like(c.v)
-    k, v = c.k, c.v
-    if order.query_decayed and order.key_decayed:
-        k, v = decayed(k, c.la), decayed(v, c.lb)
-    return torch.sum(c.q * k, -1, True) * v
+def _constant(x: Array) -> bool:
+    return isinstance(x, torch.Tensor) and x.shape[-2] > 1 and x.stride(-2) == 0
 
 
-def tree(c: Slice, order: Order) -> Array:
-    """Outputs of a slice that starts from zero, for any decay.
-
-    log2(C) levels; at each, the right half of every block attends to the left half, with
-    weights exp(prefix of the right) · exp(suffix of the left): all matrix products.
-    """
-    n = c.v.shape[-2]
-    padded = power_of_two(n)
-    c = Slice(*(None if x is None else pad_time(x, padded) for x in c))
-    o = diagonal(c, order)
-    h = 1
-    while h < padded:
-        (_, q), (k, _), (v, _) = halves(c.q, h), halves(c.k, h), halves(c.v, h)
-        la_l, la_r = (None, None) if c.la is None else halves(c.la, h)
-        lb_l, lb_r = (None, None) if c.lb is None else halves(c.lb, h)
-        q = decayed(q, prefix(la_r, order.query_decayed))
-        k = decayed(k, suffix(la_l, order.key_decayed))
-        v = decayed(v, suffix(lb_l, order.key_decayed))
-        o_l, o_r = halves(o, h)
-        o = whole(o_l, o_r + decayed((q @ k.mT) @ v, prefix(lb_r, order.query_decayed)))
-        h *= 2
-    return o[..., :n, :]
+def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int) -> Map:
+    """Of chunks q, k [chunks, ..., C, K] with their log-decays [..., T, D], of which one is None at least."""
+    if la is not None:
+        P, keys, levels = tree_map("keys", q, k, in_chunks(la, size), order)
+        return Map(P, P, None, keys, Weights(), levels)
+    products = into("products", torch.matmul, q, k.mT)
+    if lb is None:
+        return Map(into("map", causal, products, 0, order), products, None, Weights(), Weights(), [])
+    shared = once(_shared_weights, lb, size, order) if _constant(lb) else _shared_weights(lb, size, order)
+    W, values = shared
+    return Map(into("map", torch.mul, products, W), products, W, Weights(), values, [])
 
 
-def is_scalar(c: Slice) -> bool:
-    return c.lb is None and (c.la is None or c.la.shape[-1] == 1)
+def weighed(name: str, x: Array, w: Array) -> Array:
+    """`weighted`, in memory of this name."""
+    return x if w is None else into(name, torch.mul, x, w)
+
+
+def at(x: Array, i: int) -> Array:
+    """One chunk of something that all may share."""
+    return None if x is None else x[i]
+
+
+def next_state(name: Hashable, S: Array, keys: Array, values: Array, k: Array, v: Array) -> Array:
+    """The state after a chunk: all its decays [..., 1, K] and [..., 1, V], and what it writes."""
+    S = into(name, copied, S) if keys is None else into(name, torch.mul, S, keys.mT)
+    return plus_product(scaled(S, values), k.mT, v)
+
+
+def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
+    """Consecutive chunks of `size` steps: inside by their maps or the tree, all of them at once; from before
+    through the state, one after the other."""
+    la, lb = sides(c)
+    q, k, v = (in_chunks(x, size) for x in (c.q, c.k, c.v))
+    inside: Array = None
+    P: Array = None
+    if values_differ(lb):
+        inside, keys, values = tree(q, k, v, in_chunks(la, size), in_chunks(lb, size), order)
+    else:
+        P, _, _, keys, values, _ = chunk_map(q, k, la, lb, order, size)
+    q, k, written = (
+        weighed("reads", q, keys.since),
+        weighed("writes", k, keys.until),
+        weighed("v", v, values.until),
+    )
+    outs, n = [], c.v.shape[-2]
+    for i in range(v.shape[0]):
+        o = scaled(into(("o", i), torch.matmul, q[i], S), at(values.since, i))
+        o = plus_product(o, P[i], v[i]) if inside is None else increased(o, inside[i])
+        S = next_state("state", S, at(keys.total, i), at(values.total, i), k[i], written[i])
+        outs.append(o[..., : min(size, n - i * size), :])
+    return outs, S
 
 
 def chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
-    """One chunk: inside by the weight matrix (scalar decay) or the tree, from before through the state."""
-    inside = weights(c, 0, order) @ c.v if is_scalar(c) else tree(c, order)
-    return inside + read_entry(c, S, order), carry(c, S, order)
+    """One chunk."""
+    (o,), S = chunks(c, S, order, c.v.shape[-2])
+    return o, S
 
 
 # ------------------------------------------------------------------ scan
@@ -377,7 +392,12 @@ def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
 
 # ------------------------------------------------------------------ drivers
 
+# (slice, state before it, order) -> outputs, or a list of consecutive pieces of them, and the state after it
 Body = Callable[[Slice, Array, Order], tuple[Array, Array]]
+
+# The numbers of an operand that a block of several chunks has: enough to be worth the calls, few enough for a
+# cache. And the most chunks.
+TOGETHER, MOST_TOGETHER = 1 << 18, 4
 
 
 def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> Result:
@@ -386,10 +406,19 @@ def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> R
     outs = []
     keep = getattr(steps, "keep", None)
     for i in range(0, len(steps), size):
-        o, S = body(steps.slice(i, min(i + size, len(steps))), S, order)
-        if keep is None or not keep(i, o):
-            outs.append(o)
+        found, S = body(steps.slice(i, min(i + size, len(steps))), S, order)
+        if isinstance(found, list):
+            starts = range(i, len(steps), found[0].shape[-2])
+        else:
+            starts, found = range(i, i + 1), [found]
+        outs += [o for start, o in zip(starts, found, strict=False) if keep is None or not keep(start, o)]
     return outs, S
+
+
+def together(steps: Source, size: int) -> int:
+    """How many chunks of this size to take at a time."""
+    width = getattr(steps, "width", 1)
+    return max(1, min(MOST_TOGETHER, TOGETHER // max(1, width * size)))
 
 
 def recurrent_form(steps: Source, S: Array, order: Order, size: int) -> Result:
@@ -397,7 +426,7 @@ def recurrent_form(steps: Source, S: Array, order: Order, size: int) -> Result:
 
 
 def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
-    return in_blocks(steps, S, order, size, chunk)
+    return in_blocks(steps, S, order, size * together(steps, size), functools.partial(chunks, size=size))
 
 
 def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:

@@ -15,56 +15,139 @@ form keeps them inside one block at a time). Everything here is differentiable a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
+from .decays import exp
 from .forms import (
+    Map,
     Source,
     _cat,
+    at,
     carry,
     causal,
+    chunk_map,
     cut,
     decay_state,
     decay_steps,
-    decayed,
-    halves,
-    is_scalar,
     later,
-    pad_time,
-    power_of_two,
+    next_state,
     prefix,
-    prefix_weight,
     read_state,
     scanned_states,
-    segment_weights,
+    sides,
     suffix,
-    suffix_weight,
-    total,
+    together,
+    values_differ,
+    weighed,
     weighted,
-    weights,
-    whole,
 )
-from .memory import into, reuses
+from .memory import increased, into, own, plus_product, reuses, scaled
 from .order import Order
 from .steps import Array, Gradients, Slice, Steps
+from .tree import (
+    Both,
+    Handed,
+    Weights,
+    climb_both,
+    descend,
+    descend_both,
+    from_chunk,
+    in_chunks,
+    own_weight,
+)
 
 # (slice, S at its start, G at its end, dO) -> gradients of the slice, G at its start
 BlockGradient = Callable[[Slice, Array, Array, Array, Order], tuple[Gradients, Array]]
 
 
-def plus(g: Gradients, h: Gradients) -> Gradients:
-    """The sum, None being zero."""
-    pairs = zip(g, h, strict=True)
-    return Gradients(*(a if b is None else b if a is None else a + b for a, b in pairs))
-
-
 def _like(g: Array, l: Array) -> Array:
     """Sum over channels where the decay is shared by them."""
-    return g.sum(-1, True) if l.shape[-1] == 1 else g
+    return g.sum(-1, True) if l.shape[-1] == 1 and g.shape[-1] > 1 else g
 
 
 # ------------------------------------------------------------------ block by block, in matrices
+
+
+def _stack(*xs: Array, out: Array = None) -> Array:
+    return torch.stack(xs) if out is None else torch.stack(xs, out=out)
+
+
+class Chunks(NamedTuple):
+    """Operands of chunks [chunks, ..., C, D], a and b being log-decays, and the gradient of outputs."""
+
+    q: Array
+    k: Array
+    v: Array
+    a: Array
+    b: Array
+    do: Array
+
+
+class Outside(NamedTuple):
+    """Gradients through the states at both ends of chunks, as chunks hand them down: of queries, outputs'
+    weights, keys, values and log-decays."""
+
+    q: Array
+    out: Array
+    k: Array
+    v: Array
+    a: Array
+    b: Array
+
+
+# Gradients of q, k, v and log-decays of chunks.
+Found = tuple[Array, Array, Array, Array, Array]
+
+
+def _outside(x: Chunks, S: Array, G: Array, keys: Weights, values: Weights) -> tuple[Outside, Array]:
+    """And the gradient of the state before the first chunk."""
+    q, k = weighed("reads", x.q, keys.since), weighed("writes", x.k, keys.until)
+    v, do = weighed("written", x.v, values.until), weighed("asked", x.do, values.since)
+    n = v.shape[0]
+    before, after = [S], [G]
+    for i in range(n - 1):
+        totals = at(keys.total, i), at(values.total, i)
+        before.append(next_state(("before", i), before[-1], *totals, k[i], v[i]))
+    for i in reversed(range(n)):
+        totals = at(keys.total, i), at(values.total, i)
+        after.append(next_state(("after", i), after[-1], *totals, q[i], do[i]))
+    S, G = into("before", _stack, *before), into("after", _stack, *after[-2::-1])
+    of_a: Array = None
+    of_b: Array = None
+    out: Array = None
+    if x.a is not None or x.b is not None:
+        pairs = into("passing", torch.mul, S, G)
+    if x.a is not None:
+        of_a = weighted(torch.sum(weighted(pairs, values.total), -1)[..., None, :], keys.total)
+    if x.b is not None:
+        of_b = torch.sum(pairs if keys.total is None else pairs * keys.total.mT, -2, True)
+        of_b = _like(of_b, values.total) * values.total
+    if values_differ(x.b):
+        out = into("read", torch.matmul, q, S)
+    else:  # decays that all share weigh at last
+        v, do = x.v, x.do
+    dq, dk = into("dq", torch.matmul, do, S.mT), into("dk", torch.matmul, v, G.mT)
+    return Outside(dq, out, dk, into("dv", torch.matmul, k, G), of_a, of_b), own(after[-1])
+
+
+def _leaf(handed: Handed, la: Array, order: Order, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Gradients of what reads and what is written, x and y, and of the log-decay, but for pairs of a step
+    with itself, from what arrives at single steps."""
+    dx, dy, _ = handed
+    if la is None:
+        return dx, dy, None
+    dla = handed.la[..., 0, :]
+    if order.query_decayed:
+        dx = scaled(dx, exp(la))
+        dla = dla + _like(x * dx, la)
+    if order.key_decayed:
+        dy = scaled(dy, exp(la))
+        dla = dla + _like(y * dy, la)
+    return dx, dy, dla
 
 
 def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> Array:
@@ -76,101 +159,91 @@ def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> 
     return found if key_decayed else later(found)
 
 
-def _through_state(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
-    """Gradients of everything that passes through the state at either end of the block."""
-    pre_a, suf_a = prefix_weight(c.la, order.query_decayed), suffix_weight(c.la, order.key_decayed)
-    pre_b, suf_b = prefix_weight(c.lb, order.query_decayed), suffix_weight(c.lb, order.key_decayed)
-    q, do = weighted(c.q, pre_a), weighted(do, pre_b)
-    k, v = weighted(c.k, suf_a), weighted(c.v, suf_b)
-    dq, dk, dv = do @ S.mT, v @ G.mT, k @ G
-    dla: Array = None
-    dlb: Array = None
-    G_start = decay_state(G, total(c.la), total(c.lb))
-    if c.la is not None:
-        across = _like((G_start * S).sum(-1)[..., None, :], c.la)
-        dla = (
-            across
-            + suffix(_like(q * dq, c.la), order.query_decayed)
-            + prefix(_like(k * dk, c.la), order.key_decayed)
-        )
-    if c.lb is not None:
-        dlb = (
-            (G_start * S).sum(-2)[..., None, :]
-            + suffix(do * (q @ S), order.query_decayed)
-            + prefix(v * dv, order.key_decayed)
-        )
-    grads = Gradients(weighted(dq, pre_a), weighted(dk, suf_a), weighted(dv, suf_b), dla, dlb)
-    return grads, G_start + q.mT @ do
+def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
+    dP = into("of map", torch.matmul, x.do, x.v.mT)
+    handed = descend("keys", m.levels, dP, from_chunk(outside.q, outside.k, outside.a))
+    dq, dk, da = _leaf(handed, x.a, order, x.q, x.k)
+    if not order.strict:
+        own_a, dw = own_weight(x.a, order), torch.diagonal(dP, 0, -2, -1)[..., None]
+        dq, dk = increased(dq, weighted(x.k, own_a) * dw), increased(dk, weighted(x.q, own_a) * dw)
+        da = da if own_a is None else da + x.q * x.k * own_a * dw
+    return dq, dk, plus_product(outside.v, m.map.mT, x.do), da, None
 
 
-def _inside_scalar(c: Slice, do: Array, order: Order) -> Gradients:
-    """Gradients of the pairs inside a block whose weights are one matrix per head."""
-    P = weights(c, 0, order)
-    dP = causal(do @ c.v.mT, 0, order)
-    dv = P.mT @ do
-    dla = None
-    W = dP
-    if c.la is not None:
-        W = dP * segment_weights(c.la, 0, order)
-        dla = straddling(P * dP, order.query_decayed, order.key_decayed)
-    return Gradients(W @ c.k, W.mT @ c.q, dv, dla, None)
-
-
-def _inside_tree(c: Slice, do: Array, order: Order) -> Gradients:
-    """Gradients of the pairs inside a block, by the levels of the tree."""
-    n = c.v.shape[-2]
-    padded = power_of_two(n)
-    c = Slice(*(None if x is None else pad_time(x, padded) for x in c))
-    do = pad_time(do, padded)
-    if order.strict:
-        zero = torch.zeros_like(c.q * c.k * c.v[..., :1])
-        dq, dk, dv = zero, zero, torch.zeros_like(c.v)
-        dla = None if c.la is None else _like(zero, c.la)
-        dlb = None if c.lb is None else torch.zeros_like(c.v)
+def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
+    """Or none do."""
+    dP = into("of map", torch.matmul, x.do, x.v.mT)
+    dq, dk, dv = outside.q, outside.k, outside.v
+    db: Array = None
+    if x.b is None:
+        dP = into("of products", causal, dP, 0, order)
     else:
-        both = order.query_decayed and order.key_decayed
-        k, v = (decayed(c.k, c.la), decayed(c.v, c.lb)) if both else (c.k, c.v)
-        dw, w = torch.sum(do * v, -1, True), torch.sum(c.q * k, -1, True)
-        dq, dk, dv = k * dw, c.q * dw, w * do
-        if both:
-            dk, dv = decayed(dk, c.la), decayed(dv, c.lb)
-        inside = c.q * k * dw if both else torch.zeros_like(dq)
-        dla = None if c.la is None else _like(inside, c.la)
-        dlb = None if c.lb is None else (do * v * w if both else torch.zeros_like(dv))
-    h = 1
-    while h < padded:
-        (_, q), (k, _), (v, _), (_, g) = halves(c.q, h), halves(c.k, h), halves(c.v, h), halves(do, h)
-        la_l, la_r = (None, None) if c.la is None else halves(c.la, h)
-        lb_l, lb_r = (None, None) if c.lb is None else halves(c.lb, h)
-        pre_a, suf_a = prefix(la_r, order.query_decayed), suffix(la_l, order.key_decayed)
-        pre_b, suf_b = prefix(lb_r, order.query_decayed), suffix(lb_l, order.key_decayed)
-        q, g, k, v = decayed(q, pre_a), decayed(g, pre_b), decayed(k, suf_a), decayed(v, suf_b)
-        P, dP = q @ k.mT, g @ v.mT
-        dq_r, dk_l, dv_l = dP @ k, dP.mT @ q, P.mT @ g
-        if dla is not None:
-            l, r = halves(dla, h)
-            dla = whole(
-                l + prefix(_like(k * dk_l, c.la), order.key_decayed),
-                r + suffix(_like(q * dq_r, c.la), order.query_decayed),
-            )
-        if dlb is not None:
-            l, r = halves(dlb, h)
-            dlb = whole(
-                l + prefix(v * dv_l, order.key_decayed),
-                r + suffix(g * (P @ v), order.query_decayed),
-            )
-        (l, r), (kl, kr), (vl, vr) = halves(dq, h), halves(dk, h), halves(dv, h)
-        dq = whole(l, r + decayed(dq_r, pre_a))
-        dk = whole(kl + decayed(dk_l, suf_a), kr)
-        dv = whole(vl + decayed(dv_l, suf_b), vr)
-        h *= 2
-    return Gradients(*(None if x is None else x[..., :n, :] for x in (dq, dk, dv, dla, dlb)))
+        dP = into("of products", torch.mul, dP, m.weights)
+        pairs = into("pairs", torch.mul, dP, m.products)
+        dq, dk = scaled(dq, m.values.since), scaled(dk, m.values.until)
+        reads, writes = (torch.sum(into("x dx", torch.mul, *z), -1, True) for z in ((x.q, dq), (x.k, dk)))
+        db = (
+            outside.b
+            + suffix(reads, order.query_decayed)
+            + prefix(writes, order.key_decayed)
+            + straddling(pairs, order.query_decayed, order.key_decayed)
+        )
+        dv = scaled(dv, m.values.until)
+    dq, dk = plus_product(dq, dP, x.k), plus_product(dk, dP.mT, x.q)
+    return dq, dk, plus_product(dv, m.map.mT, x.do), None, db
+
+
+def _where_values_differ(x: Chunks, both: Both, outside: Outside, order: Order) -> Found:
+    keys = from_chunk(outside.q, outside.k, outside.a)
+    values = from_chunk(outside.out, outside.v, outside.b)
+    keys, values = descend_both(both.levels, keys, values)
+    dq, dk, da = _leaf(keys, x.a, order, x.q, x.k)
+    _, dv, db = _leaf(values, x.b, order, x.do, x.v)
+    if not order.strict:
+        own_a = own_weight(x.a, order)
+        own_b = own_weight(x.b, order)
+        w = torch.sum(weighted(x.q * x.k, own_a), -1, True)
+        dw = torch.sum(x.do * weighted(x.v, own_b), -1, True)
+        dq, dk = dq + weighted(x.k, own_a) * dw, dk + weighted(x.q, own_a) * dw
+        dv = dv + weighted(x.do, own_b) * w
+        if own_b is not None:
+            da = None if da is None else da + x.q * x.k * own_a * dw
+            db = db + x.do * x.v * own_b * w
+    return dq, dk, dv, da, db
+
+
+def chunk_gradients(
+    c: Slice, S: Array, G: Array, do: Array, order: Order, size: int
+) -> tuple[list[Gradients], Array]:
+    """Of consecutive chunks of `size` steps, and of the state before them: all chunks at once, but for the
+    states, which lead from the first to the last, and their gradients, from the last to the first."""
+    la, lb = sides(c)
+    x = Chunks(*(in_chunks(z, size) for z in (c.q, c.k, c.v, la, lb, do)))
+    if values_differ(lb):
+        both = climb_both(*x[:5], order, x.do)
+        outside, start = _outside(x, S, G, both.keys, both.values)
+        found = _where_values_differ(x, both, outside, order)
+    else:
+        m = chunk_map(x.q, x.k, la, lb, order, size)
+        outside, start = _outside(x, S, G, m.keys, m.values)
+        found = (_where_all_decay_alike if la is None else _where_keys_decay)(x, m, outside, order)
+    pieces, n = [], c.v.shape[-2]
+    for i in range(x.v.shape[0]):
+        steps = min(size, n - i * size)
+        dq, dk, dv, da, db = (None if z is None else z[i][..., :steps, :] for z in found)
+        # One that all share may be in the other.
+        da, db = (
+            None if l is None else _like(own if own is not None else other, l)
+            for l, own, other in ((c.la, da, db), (c.lb, db, da))
+        )
+        pieces.append(Gradients(dq, dk, dv, da, db))
+    return pieces, start
 
 
 def chunk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
-    outside, G_start = _through_state(c, S, G, do, order)
-    inside = _inside_scalar(c, do, order) if is_scalar(c) else _inside_tree(c, do, order)
-    return plus(outside, inside), G_start
+    """Of one chunk."""
+    (g,), start = chunk_gradients(c, S, G, do, order, c.v.shape[-2])
+    return g, start
 
 
 # ------------------------------------------------------------------ block by block, step by step
@@ -312,15 +385,21 @@ def vjp(
     carry: Carry = carry,
 ) -> tuple[Gradients, Array]:
     """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state."""
+    run: Any = block
+    part = size
+    if block is chunk_gradient:
+        run, size = functools.partial(chunk_gradients, size=size), size * together(steps, size)
     starts = list(range(0, len(steps), size))
     states = states_at(steps, S, order, size, carry)
     pieces, found, G = [], None, dS
     for i, S_start in zip(reversed(starts), reversed(states[:-1]), strict=True):
         j = min(i + size, len(steps))
-        g, G = block(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
-        piece = steps.pull_back(i, j, g)
-        if reuses():
-            found = steps.place(i, j, piece, found)
-        else:
-            pieces.append(piece)
+        gs, G = run(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
+        gs = gs if isinstance(gs, list) else [gs]
+        for start, g in reversed(list(zip(range(i, j, part), gs, strict=True))):
+            piece = steps.pull_back(start, min(start + part, j), g)
+            if reuses():
+                found = steps.place(start, min(start + part, j), piece, found)
+            else:
+                pieces.append(piece)
     return found or steps.join(pieces[::-1]), G

@@ -41,29 +41,75 @@ def reuses() -> bool:
 
 def into(name: Hashable, operation: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """operation(*args), in the memory of the last result of this name from arguments of the same shapes and
-    dtypes. No argument may lie in it, unless the operation goes element by element."""
+    dtypes, which is contiguous. No argument may lie in it, unless the operation goes element by element."""
     if _here.kept is None:
         return operation(*args, **options)
     key = name, *((x.shape, x.dtype) if isinstance(x, torch.Tensor) else x for x in args)
     memory = _here.kept.get(key)
     if memory is None:
-        result = _here.kept[key] = operation(*args, **options)
+        result = _here.kept[key] = operation(*args, **options).contiguous()
         return result
     return operation(*args, **options, out=memory)
 
 
+def kept(name: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make` returned the first time, inside `reusing()`."""
+    if _here.kept is None:
+        return make()
+    if name not in _here.kept:
+        _here.kept[name] = make()
+    return _here.kept[name]
+
+
 def once(operation: Callable[..., Any], x: Any, *options: Any) -> Any:
     """operation(x, *options), computed once where x is the very object of the last time: a constant decay's
-    weights are the same in every block."""
+    weights are the same in every block. In memory of its own."""
     if _here.kept is None:
         return operation(x, *options)
     name = (operation, *options)
     found = _here.kept.get(name)
     if found is None or found[0] is not x:
-        found = _here.kept[name] = (x, operation(x, *options))
+        before, _here.kept = _here.kept, None
+        try:
+            found = (x, operation(x, *options))
+        finally:
+            _here.kept = before
+        _here.kept[name] = found
     return found[1]
 
 
 def own(x: Any) -> Any:
     """x, in memory that no later result takes."""
     return x if _here.kept is None else x.clone()
+
+
+def copied(x: Any, out: Any = None) -> Any:
+    """x in the memory of `out`, or where memory is reused, of its own."""
+    if out is not None:
+        return out.copy_(x)
+    return x if _here.kept is None else x.clone(memory_format=torch.contiguous_format)
+
+
+# ------------------------------------------------------------------ of a result, in its place
+
+
+def scaled(x: Any, factor: Any) -> Any:
+    """x ∘ factor, None being 1."""
+    return x if factor is None else x * factor if _here.kept is None else x.mul_(factor)
+
+
+def increased(x: Any, y: Any) -> Any:
+    """x + y."""
+    return x + y if _here.kept is None else x.add_(y)
+
+
+def plus_product(x: Any, a: Any, b: Any) -> Any:
+    """x + a b."""
+    if _here.kept is None:
+        return x + a @ b
+    if not x.is_contiguous():
+        return x.add_(a @ b)
+    lead = x.shape[:-2]
+    a, b = (z.expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in (a, b))
+    x.view(-1, *x.shape[-2:]).baddbmm_(a, b)
+    return x

@@ -23,25 +23,21 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .decays import exp
 from .forms import (
-    _cat,
-    decayed,
-    halves,
     later,
-    pad_time,
-    power_of_two,
     prefix,
     prefix_weight,
     segment_sums,
     suffix,
     suffix_weight,
     total,
-    whole,
 )
-from .gradients import _like, straddling
+from .gradients import _leaf, _like, straddling
 from .memory import into
 from .order import Order
 from .steps import Array
+from .tree import Level, descend, from_chunk, pad_time, power_of_two, tree_map
 
 # exp of this, times the square of anything in float32, is a number of float64.
 REPRESENTABLE = 500.0
@@ -184,7 +180,7 @@ class Scores:
 
     def whole(self) -> Array:
         """By what all decays of the slice weigh a state, [..., 1 or K, 1], or None."""
-        return None if self.la is None else torch.exp(total(self.la)).mT
+        return None if self.la is None else exp(total(self.la)).mT
 
     def system(self, row: Row, column: Column) -> Array:
         """A map in float64, of which only what is below the diagonal counts; or in float32, where no step
@@ -272,7 +268,7 @@ class Shared(Scores):
             found = times("unmasked", decay, torch.exp(-self.sums).mT)
             # before they are lost to the other dtype's range
             return cast("narrow weights", lower("wide weights", found, order), dtype_of(self.la))
-        return into("unmasked", torch.exp, segment_sums(self.la, 0, order)[..., 0])
+        return into("unmasked", exp, segment_sums(self.la, 0, order)[..., 0])
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         found: Maps = []
@@ -533,66 +529,39 @@ class Folded(Scores):
 
 
 class Levels(Scores):
-    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
-        return [[self._map(r, c) for c in columns] for r in rows]
+    """By the tree, as one chunk each."""
 
-    def _map(self, row: Row, column: Column) -> Array:
+    def _padded(self, *xs: Array) -> tuple[Array, ...]:
+        n = power_of_two(self.la.shape[-2])
+        return tuple(pad_time(x, n) for x in xs)
+
+    def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         n = self.la.shape[-2]
-        padded = power_of_two(n)
-        x, k, la = (pad_time(z, padded) for z in (row.x, column.key, self.la))
-        # Of blocks of one step; rows of later levels hold those of their block.
-        P = torch.sum(x * k, -1, True)
-        P = torch.zeros_like(P) if row.order.strict else P
-        h = 1
-        while h < padded:
-            (_, x_r), (k_l, _), (la_l, la_r), (P_l, P_r) = (halves(z, h) for z in (x, k, la, P))
-            reads = decayed(x_r, prefix(la_r, row.order.query_decayed))
-            writes = cast("level keys", decayed(k_l, suffix(la_l, False)), dtype_of(reads))
-            across = reads @ writes.mT
-            # Decays may tell heads apart that share rows and columns.
-            P_l, P_r = P_l.expand(*across.shape), P_r.expand(*across.shape)
-            P = whole(_cat([P_l, torch.zeros_like(P_l)], -1), _cat([across, P_r], -1))
-            h *= 2
-        return P[..., :n, :n]
+        return [[self._tree(r, c)[0][..., :n, :n] for c in columns] for r in rows]
+
+    def _tree(self, row: Row, column: Column) -> tuple[Array, list[Level]]:
+        x, k, la = self._padded(row.x, column.key, self.la)
+        la = cast("decays of map", la, dtype_of(x))
+        P, _, levels = tree_map((row.name, column.name), x, k, la, row.order)
+        return P, levels
 
     def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
         n = self.la.shape[-2]
-        padded = power_of_two(n)
-        la = pad_time(self.la, padded)
-        rows = [r._replace(x=pad_time(r.x, padded), g=pad_time(r.g, padded)) for r in rows]
-        columns = [Column(c.name, pad_time(c.key, padded), pad_time(c.v, padded)) for c in columns]
+        dla: Array = None
         drows: list[Array] = [None for _ in rows]
         dcolumns: list[Array] = [None for _ in columns]
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
-                dw = torch.sum(row.g * column.v, -1, True)
-                dw = torch.zeros_like(dw) if row.order.strict else dw
-                drows[i] = added(drows[i], column.k * dw)
-                dcolumns[j] = added(dcolumns[j], row.x * dw)
-        dla = torch.zeros_like(drows[0])
-        h = 1
-        while h < padded:
-            la_l, la_r = halves(la, h)
-            weight = torch.exp(suffix(la_l, False))
-            l, r = halves(dla, h)
-            ks, vs = zip(*((halves(c.k, h)[0] * weight, halves(c.v, h)[0]) for c in columns), strict=True)
-            dks: list[Array] = [None for _ in columns]
-            for i, row in enumerate(rows):
-                decay = torch.exp(prefix(la_r, row.order.query_decayed))
-                x, g = halves(row.x, h)[1] * decay, halves(row.g, h)[1]
-                dx: Array = None
-                for j, (k, v) in enumerate(zip(ks, vs, strict=True)):
-                    dP = g @ v.mT
-                    dx, dks[j] = added(dx, dP @ k), added(dks[j], dP.mT @ x)
-                r = r + suffix(x * dx, row.order.query_decayed)
-                left, right = halves(drows[i], h)
-                drows[i] = whole(left, right + dx * decay)
-            for j, k in enumerate(ks):
-                l = l + prefix(k * dks[j], False)
-                left, right = halves(dcolumns[j], h)
-                dcolumns[j] = whole(left + dks[j] * weight, right)
-            dla = whole(l, r)
-            h *= 2
+                x, k, g, v, la = self._padded(row.x, column.key, row.g, column.v, self.la)
+                dP = product("of a map", g, v.mT)
+                nothing = [torch.zeros_like(x * exp(la)) for _ in range(3)]
+                start = from_chunk(nothing[0], nothing[1], nothing[2][..., :1, :])
+                levels = self._tree(row, column)[1]
+                dx, dk, d = _leaf(descend((row.name, column.name), levels, dP, start), la, row.order, x, k)
+                if not row.order.strict:
+                    dw = torch.diagonal(dP, 0, -2, -1)[..., None]
+                    dx, dk = dx + k * dw, dk + x * dw
+                drows[i], dcolumns[j], dla = added(drows[i], dx), added(dcolumns[j], dk), added(dla, d)
         return Pulled([z[..., :n, :] for z in drows], [z[..., :n, :] for z in dcolumns], dla[..., :n, :])
 
 

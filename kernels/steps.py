@@ -86,6 +86,11 @@ class Steps:
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def width(self) -> int:
+        """Numbers per step of the widest operand, with its heads."""
+        return self.batch * self.heads * max(self.k.shape[-1], self.v.shape[-1])
+
     def _cast(self, x: Array) -> Array:
         return x if self.dtype is None else x.to(self.dtype)
 

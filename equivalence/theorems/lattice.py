@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ...kernels import forms, recurrence
+from ...kernels import decays, forms, recurrence
 from ...kernels.operator import DELTA_FORMS
 from ...kernels.order import ALL_ORDERS
 from ...kernels.steps import Steps
@@ -43,9 +43,16 @@ class BaseTwo(TorchFunctionMode):
         super().__init__()
         self.half = half
 
+    def __enter__(self) -> BaseTwo:
+        self.before, decays.LOG2E = decays.LOG2E, 1.0
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        decays.LOG2E = self.before
+        super().__exit__(*raised)
+
     def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if f is torch.exp:
-            return torch.exp2(*args)
         if self.half and f in (torch.Tensor.__matmul__, torch.matmul):
             args = tuple(x.bfloat16().float() for x in args)
         return f(*args, **(kwargs or {}))
