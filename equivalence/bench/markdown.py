@@ -27,7 +27,7 @@ def of_layers(results: Sequence[Result]) -> list[str]:
     """A row for each model type, a column for each kind of call."""
     found: dict[str, dict[str, Result]] = {}
     for r in results:
-        kind = next(k for k in sorted(KINDS, key=len, reverse=True) if r.name.endswith(f"-{k}"))
+        kind = next(k for k in KINDS if r.name.endswith(f"-{k}"))
         found.setdefault(r.name.removesuffix(f"-{kind}"), {})[kind] = r
     rows = [[f"`{name}`", *(ratio(kinds.get(k)) for k in KINDS)] for name, kinds in found.items()]
     return _rows(["model type", *(TITLES[k] for k in KINDS)], rows)
