@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from .decays import exp
-from .memory import copied, increased, into, once, plus_product, scaled
+from .memory import copied, increased, into, matmul, once, plus_product, scaled
 from .order import Order
 from .steps import Array, Slice
-from .tree import Level, Weights, in_chunks, tree, tree_map
+from .tree import Level, Side, in_chunks, tree, tree_map, until_end
 
 Result = tuple[list[Array], Array]
 
@@ -117,7 +117,9 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
     if i == 0 and x.shape[-1] == 1:  # what each query adds to the sums of those before it
         added = x if order.query_decayed else later(x)
         first = (0 if order.key_decayed else -1) - (0 if order.query_decayed else 1)
-        return torch.cumsum(torch.tril(added.expand(*x.shape[:-1], n), first), -2)[..., None]
+        added = into("added", copied, added.expand(*x.shape[:-1], n))
+        below = into("added below", torch.tril, added, first)
+        return into("segment sums", torch.cumsum, below, -2)[..., None]
     r = _rows(n, x)
     t = r[i:, None]
     up_to_t = (r <= t) if order.query_decayed else (r < t)
@@ -198,22 +200,31 @@ def read_entry(c: Slice, S: Array, order: Order) -> Array:
     return weighted(q @ S, prefix_weight(c.lb, order.query_decayed))
 
 
+def _until_end(name: str, x: Array, lb: Array, order: Order) -> Array:
+    if lb is None or lb.shape[-1] == 1:
+        return weighted(x, suffix_weight(lb, order.key_decayed))
+    return until_end((name, "until end"), x, lb, order)
+
+
 def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
-    k = weighted(c.k, suffix_weight(c.la, order.key_decayed))
-    v = weighted(c.v, suffix_weight(c.lb, order.key_decayed))
-    return decay_state(S, total(c.la), total(c.lb)) + k.mT @ v
+    la, lb = sides(c)
+    k, v = _until_end("keys", c.k, la, order), _until_end("values", c.v, lb, order)
+    return decay_state(S, total(la), total(lb)) + k.mT @ v
 
 
 class Map(NamedTuple):
-    """The attention map of every chunk where values do not decay, or all alike, [chunks, ..., C, C]: `products`
-    of queries and keys times `weights`, or None where decays of keys are in the products."""
+    """The attention map of every chunk where values do not decay, or all alike, [chunks, ..., C, C]:
+    `products` of queries and keys times `weights`, or None where decays of keys are in the products; the
+    decays of values since the start of a chunk and until its end, [chunks, ..., C, 1], and all of them."""
 
     map: Array
     products: Array
     weights: Array
-    keys: Weights
-    values: Weights
+    since: Array
+    until: Array
+    keys: Side
+    total: Array
     levels: list[Level]
 
 
@@ -232,29 +243,30 @@ def values_differ(lb: Array) -> bool:
     return lb is not None and lb.shape[-1] > 1
 
 
-def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Weights]:
-    """Of decays that all channels share, of all pairs and of chunks."""
+def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Array, Array, Array]:
+    """Of decays that all channels share: of all pairs, since the start, until the end, and all."""
     lb = in_chunks(lb, size)
     W = into("weights of pairs", exp, segment_sums(lb, 0, order)[..., 0])
     since, until = prefix_weight(lb, order.query_decayed), suffix_weight(lb, order.key_decayed)
-    return into("weights", causal, W, 0, order), Weights(since, until, exp(total(lb)))
+    return into("weights", causal, W, 0, order), since, until, exp(total(lb))
 
 
 def _constant(x: Array) -> bool:
     return isinstance(x, torch.Tensor) and x.shape[-2] > 1 and x.stride(-2) == 0
 
 
-def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int) -> Map:
+def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int, keep: bool = False) -> Map:
     """Of chunks q, k [chunks, ..., C, K] with their log-decays [..., T, D], of which one is None at least."""
     if la is not None:
-        P, keys, levels = tree_map("keys", q, k, in_chunks(la, size), order)
-        return Map(P, P, None, keys, Weights(), levels)
-    products = into("products", torch.matmul, q, k.mT)
+        P, keys, levels = tree_map("keys", q, k, in_chunks(la, size), order, keep)
+        return Map(P, P, None, None, None, keys, None, levels)
+    products, keys = matmul("products", q, k.mT), Side(q, k, None)
     if lb is None:
-        return Map(into("map", causal, products, 0, order), products, None, Weights(), Weights(), [])
+        P = into("map", causal, products, 0, order)
+        return Map(P, products, None, None, None, keys, None, [])
     shared = once(_shared_weights, lb, size, order) if _constant(lb) else _shared_weights(lb, size, order)
-    W, values = shared
-    return Map(into("map", torch.mul, products, W), products, W, Weights(), values, [])
+    W, since, until, every = shared
+    return Map(into("map", torch.mul, products, W), products, W, since, until, keys, every, [])
 
 
 def weighed(name: str, x: Array, w: Array) -> Array:
@@ -283,17 +295,14 @@ def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
     if values_differ(lb):
         inside, keys, values = tree(q, k, v, in_chunks(la, size), in_chunks(lb, size), order)
     else:
-        P, _, _, keys, values, _ = chunk_map(q, k, la, lb, order, size)
-    q, k, written = (
-        weighed("reads", q, keys.since),
-        weighed("writes", k, keys.until),
-        weighed("v", v, values.until),
-    )
+        m = chunk_map(q, k, la, lb, order, size)
+        P, keys, values = m.map, m.keys, Side(m.since, weighed("written", v, m.until), m.total)
     outs, n = [], c.v.shape[-2]
     for i in range(v.shape[0]):
-        o = scaled(into(("o", i), torch.matmul, q[i], S), at(values.since, i))
+        o = scaled(into(("o", i), torch.matmul, keys.reads[i], S), at(values.reads, i))
         o = plus_product(o, P[i], v[i]) if inside is None else increased(o, inside[i])
-        S = next_state("state", S, at(keys.total, i), at(values.total, i), k[i], written[i])
+        totals = at(keys.total, i), at(values.total, i)
+        S = next_state("state", S, *totals, keys.writes[i], values.writes[i])
         outs.append(o[..., : min(size, n - i * size), :])
     return outs, S
 

@@ -45,13 +45,13 @@ from .forms import (
     weighed,
     weighted,
 )
-from .memory import increased, into, own, plus_product, reuses, scaled
+from .memory import increased, into, matmul, own, plus_product, reuses, scaled
 from .order import Order
 from .steps import Array, Gradients, Slice, Steps
 from .tree import (
     Both,
     Handed,
-    Weights,
+    Side,
     climb_both,
     descend,
     descend_both,
@@ -103,11 +103,9 @@ class Outside(NamedTuple):
 Found = tuple[Array, Array, Array, Array, Array]
 
 
-def _outside(x: Chunks, S: Array, G: Array, keys: Weights, values: Weights) -> tuple[Outside, Array]:
-    """And the gradient of the state before the first chunk."""
-    q, k = weighed("reads", x.q, keys.since), weighed("writes", x.k, keys.until)
-    v, do = weighed("written", x.v, values.until), weighed("asked", x.do, values.since)
-    n = v.shape[0]
+def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[Outside, Array]:
+    """And the gradient of the state before the first chunk. values.reads: gradients of outputs, weighed."""
+    q, k, do, v, n = keys.reads, keys.writes, values.reads, values.writes, x.v.shape[0]
     before, after = [S], [G]
     for i in range(n - 1):
         totals = at(keys.total, i), at(values.total, i)
@@ -127,11 +125,11 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Weights, values: Weights) -> t
         of_b = torch.sum(pairs if keys.total is None else pairs * keys.total.mT, -2, True)
         of_b = _like(of_b, values.total) * values.total
     if values_differ(x.b):
-        out = into("read", torch.matmul, q, S)
+        out = matmul("read", q, S)
     else:  # decays that all share weigh at last
         v, do = x.v, x.do
-    dq, dk = into("dq", torch.matmul, do, S.mT), into("dk", torch.matmul, v, G.mT)
-    return Outside(dq, out, dk, into("dv", torch.matmul, k, G), of_a, of_b), own(after[-1])
+    dq, dk = matmul("dq", do, S.mT), matmul("dk", v, G.mT)
+    return Outside(dq, out, dk, matmul("dv", k, G), of_a, of_b), own(after[-1])
 
 
 def _leaf(handed: Handed, la: Array, order: Order, x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -160,7 +158,7 @@ def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> 
 
 
 def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
-    dP = into("of map", torch.matmul, x.do, x.v.mT)
+    dP = matmul("of map", x.do, x.v.mT)
     handed = descend("keys", m.levels, dP, from_chunk(outside.q, outside.k, outside.a))
     dq, dk, da = _leaf(handed, x.a, order, x.q, x.k)
     if not order.strict:
@@ -172,7 +170,7 @@ def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Foun
 
 def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
     """Or none do."""
-    dP = into("of map", torch.matmul, x.do, x.v.mT)
+    dP = matmul("of map", x.do, x.v.mT)
     dq, dk, dv = outside.q, outside.k, outside.v
     db: Array = None
     if x.b is None:
@@ -180,7 +178,7 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
     else:
         dP = into("of products", torch.mul, dP, m.weights)
         pairs = into("pairs", torch.mul, dP, m.products)
-        dq, dk = scaled(dq, m.values.since), scaled(dk, m.values.until)
+        dq, dk = scaled(dq, m.since), scaled(dk, m.until)
         reads, writes = (torch.sum(into("x dx", torch.mul, *z), -1, True) for z in ((x.q, dq), (x.k, dk)))
         db = (
             outside.b
@@ -188,7 +186,9 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
             + prefix(writes, order.key_decayed)
             + straddling(pairs, order.query_decayed, order.key_decayed)
         )
-        dv = scaled(dv, m.values.until)
+        dv = scaled(dv, m.until)
+    if x.q.shape[-3] == x.k.shape[-3] == 1 < dP.shape[-3]:  # heads that share both: one product for all
+        dq, dk, dP = (torch.sum(z, -3, True) for z in (dq, dk, dP))
     dq, dk = plus_product(dq, dP, x.k), plus_product(dk, dP.mT, x.q)
     return dq, dk, plus_product(dv, m.map.mT, x.do), None, db
 
@@ -224,8 +224,9 @@ def chunk_gradients(
         outside, start = _outside(x, S, G, both.keys, both.values)
         found = _where_values_differ(x, both, outside, order)
     else:
-        m = chunk_map(x.q, x.k, la, lb, order, size)
-        outside, start = _outside(x, S, G, m.keys, m.values)
+        m = chunk_map(x.q, x.k, la, lb, order, size, keep=True)
+        values = Side(weighed("asked", x.do, m.since), weighed("written", x.v, m.until), m.total)
+        outside, start = _outside(x, S, G, m.keys, values)
         found = (_where_all_decay_alike if la is None else _where_keys_decay)(x, m, outside, order)
     pieces, n = [], c.v.shape[-2]
     for i in range(x.v.shape[0]):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,6 +91,25 @@ def copied(x: Any, out: Any = None) -> Any:
     return x if _here.kept is None else x.clone(memory_format=torch.contiguous_format)
 
 
+def _one_batch(x: torch.Tensor) -> bool:
+    """Whether all leading axes are one, without a copy."""
+    axes = [(n, s) for n, s in zip(x.shape[:-2], x.stride()[:-2], strict=True) if n > 1]
+    return all(outer == n * inner for (_, outer), (n, inner) in pairwise(axes))
+
+
+def matmul(name: Hashable, a: Any, b: Any) -> Any:
+    """a b; in memory of this name, and where leading axes would have to be copied to be one, for each index
+    of the first by itself."""
+    if _here.kept is None or a.shape[0] == 1 or (_one_batch(a) and _one_batch(b)):
+        return into(name, torch.matmul, a, b)
+    lead = torch.Size(map(max, a.shape[:-2], b.shape[:-2]))
+    sizes = *lead, a.shape[-2], b.shape[-1]
+    out = kept((name, sizes, a.dtype), lambda: a.new_empty(sizes))
+    for x, y, z in zip(a, b, out, strict=True):
+        torch.matmul(x, y, out=z)
+    return out
+
+
 # ------------------------------------------------------------------ of a result, in its place
 
 
@@ -101,6 +121,13 @@ def scaled(x: Any, factor: Any) -> Any:
 def increased(x: Any, y: Any) -> Any:
     """x + y."""
     return x + y if _here.kept is None else x.add_(y)
+
+
+def plus_scaled(y: Any, x: Any, factor: Any) -> Any:
+    """y + x ∘ factor, None being 1; in x's place."""
+    if _here.kept is None:
+        return y + (x if factor is None else x * factor)
+    return x.add_(y) if factor is None else torch.addcmul(y, x, factor, out=x)
 
 
 def plus_product(x: Any, a: Any, b: Any) -> Any:

@@ -539,10 +539,10 @@ class Levels(Scores):
         n = self.la.shape[-2]
         return [[self._tree(r, c)[0][..., :n, :n] for c in columns] for r in rows]
 
-    def _tree(self, row: Row, column: Column) -> tuple[Array, list[Level]]:
+    def _tree(self, row: Row, column: Column, keep: bool = False) -> tuple[Array, list[Level]]:
         x, k, la = self._padded(row.x, column.key, self.la)
         la = cast("decays of map", la, dtype_of(x))
-        P, _, levels = tree_map((row.name, column.name), x, k, la, row.order)
+        P, _, levels = tree_map((row.name, column.name), x, k, la, row.order, keep)
         return P, levels
 
     def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
@@ -556,7 +556,7 @@ class Levels(Scores):
                 dP = product("of a map", g, v.mT)
                 nothing = [torch.zeros_like(x * exp(la)) for _ in range(3)]
                 start = from_chunk(nothing[0], nothing[1], nothing[2][..., :1, :])
-                levels = self._tree(row, column)[1]
+                levels = self._tree(row, column, keep=True)[1]
                 dx, dk, d = _leaf(descend((row.name, column.name), levels, dP, start), la, row.order, x, k)
                 if not row.order.strict:
                     dw = torch.diagonal(dP, 0, -2, -1)[..., None]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .decays import exp
-from .memory import copied, increased, into, kept, reuses, scaled
+from .memory import copied, into, kept, plus_scaled, reuses, scaled
 from .order import Order
 from .steps import Array
 
@@ -86,55 +86,88 @@ def with_right(x: Array, h: int, halves: Array) -> Array:
 # ------------------------------------------------------------------ decays, level by level
 
 
-class Weights(NamedTuple):
-    """Of a chunk: decays since its start up to each step and from each step until its end, as reads and
-    writes are weighed by them [..., C, D], and of all steps [..., 1, D]. None is 1."""
+class Level(NamedTuple):
+    """Of blocks of 2h steps: what the right halves read by, weighed since their start, and what is written in
+    the left ones, weighed until their end, [..., C/2h, h, D]; all decays of left and right halves,
+    [..., C/2h, 1, D]. None is 1."""
 
-    since: Array = None
-    until: Array = None
-    total: Array = None
+    h: int
+    reads: Array
+    writes: Array
+    of_left: Array
+    of_right: Array
+
+
+class Side(NamedTuple):
+    """Of whole chunks: what reads, weighed since their start, and what is written, weighed until their end,
+    [..., C, D]; all their decays, [..., 1, D]. None is 1."""
+
+    reads: Array
+    writes: Array
+    total: Array
 
 
 class Climb:
-    """`Weights` of blocks of h steps each; `up` makes them those of 2h."""
+    """What reads and what is written, weighed in blocks of h steps; `up` makes them those of 2h. What is None
+    is 1. With `keep` a level stays as it is while the climb goes on."""
 
-    def __init__(self, name: Hashable, la: Array, order: Order) -> None:
-        self.name, self.h, self.la = name, 1, la
-        self.totals = decay = into((name, "decay"), exp, la)  # of blocks: [..., C/h, D]
-        one = exp(torch.zeros_like(la[..., :1, :])).expand(*la.shape)
-        self.since = into((name, "since"), copied, decay if order.query_decayed else one)
-        self.until = into((name, "until"), copied, decay if order.key_decayed else one)
+    def __init__(
+        self, name: Hashable, reads: Array, writes: Array, la: Array, order: Order, keep: bool = False
+    ) -> None:
+        self.name, self.la, self.keep, self.h = name, la, keep, 1
+        self.reads, self.writes = reads, writes
+        if la is not None:
+            self.totals = into((name, "decay"), exp, la)  # of blocks: [..., C/h, D]
+            self.reads = self._weighed("reads", reads, order.query_decayed)
+            self.writes = self._weighed("writes", writes, order.key_decayed)
 
-    def halves(self) -> tuple[Array, Array]:
-        """Of the left halves until their end; of the right halves since their start."""
-        return left(self.until, self.h), right(self.since, self.h)
+    def _weighed(self, which: str, x: Array, decayed: bool) -> Array:
+        name = self.name, which
+        if x is None:
+            one = exp(torch.zeros_like(self.la[..., :1, :])).expand(*self.la.shape)
+            return into(name, copied, self.totals if decayed else one)
+        if decayed:
+            return into(name, torch.mul, x, self.totals)
+        # Decays may tell heads apart that share what they weigh.
+        return into(name, copied, x.expand(*map(max, x.shape, self.la.shape)))
 
-    def up(self) -> tuple[Array, Array]:
-        """All decays of the halves that are joined, left and right, [..., C/2h, 1, D]."""
-        h, (until, since) = self.h, self.halves()
+    def level(self) -> Level:
+        h = self.h
+        reads, writes = (
+            None if x is None else half(x, h) for x, half in ((self.reads, right), (self.writes, left))
+        )
+        if self.la is None:
+            return Level(h, reads, writes, None, None)
+        if self.keep:
+            reads, writes = (
+                into((self.name, which, h), copied, x) for which, x in (("reads", reads), ("writes", writes))
+            )
+        return Level(h, reads, writes, left(self.totals, 1), right(self.totals, 1))
+
+    def up(self) -> None:
+        h, self.h = self.h, 2 * self.h
+        if self.la is None:
+            return
         of_left, of_right = left(self.totals, 1), right(self.totals, 1)
-        self.until = with_left(self.until, h, scaled(until, of_right))
-        self.since = with_right(self.since, h, scaled(since, of_left))
+        self.reads = with_right(self.reads, h, scaled(right(self.reads, h), of_left))
+        self.writes = with_left(self.writes, h, scaled(left(self.writes, h), of_right))
         totals = into((self.name, "totals", h), torch.mul, of_left, of_right)
         self.totals = totals.reshape(*totals.shape[:-3], totals.shape[-3], totals.shape[-1])
-        self.h = 2 * h
-        return of_left, of_right
 
-    def weights(self) -> Weights:
+    def side(self) -> Side:
         """At the top. All decays of a chunk are what states go through, again and again: exp of their sum,
         which rounds less than a product of decays close to 1."""
-        return Weights(self.since, self.until, exp(torch.sum(self.la, -2, True)))
+        return Side(self.reads, self.writes, None if self.la is None else exp(torch.sum(self.la, -2, True)))
 
 
-class Level(NamedTuple):
-    """Blocks of 2h steps: queries of the right halves and keys of the left ones with their weights,
-    [..., C/2h, h, D], and all decays of left and right halves, [..., C/2h, 1, D]."""
-
-    h: int
-    q: Array
-    k: Array
-    left: Array
-    right: Array
+def until_end(name: Hashable, x: Array, la: Array, order: Order) -> Array:
+    """What is written in any number of steps, weighed until the last of them."""
+    n = x.shape[-2]
+    x, la = (pad_time(z, power_of_two(n)) for z in (x, la))
+    climb = Climb(name, None, x, la, order)
+    while climb.h < n:
+        climb.up()
+    return climb.writes[..., :n, :]
 
 
 # ------------------------------------------------------------------ maps
@@ -179,30 +212,23 @@ def own_pairs(q: Array, k: Array, la: Array, order: Order) -> Array:
     return torch.zeros_like(own) if order.strict else own
 
 
-def _weighed(name: Hashable, x: Array, w: Array) -> Array:
-    if x is None:
-        return into(name, copied, w)
-    return x if w is None else into(name, torch.mul, x, w)
-
-
 def tree_map(
-    name: Hashable, q: Array, k: Array, la: Array, order: Order
-) -> tuple[Array, Weights, list[Level]]:
-    """The map of queries on keys, [..., C, C], with their decays in it."""
-    climb, own, levels, n = Climb(name, la, order), own_pairs(q, k, la, order), [], la.shape[-2]
-    # Decays may tell heads apart that share queries and keys.
-    own = own.expand(*(max(sizes) for sizes in zip(own.shape[:-1], la.shape[:-1], strict=True)), 1)
-    P = _Map(name, own)
+    name: Hashable, q: Array, k: Array, la: Array, order: Order, keep: bool = False
+) -> tuple[Array, Side, list[Level]]:
+    """The map of queries on keys, [..., C, C], with their decays in it; with `keep`, its levels."""
+    climb, own, levels, n = Climb(name, q, k, la, order, keep), own_pairs(q, k, la, order), [], la.shape[-2]
+    P = _Map(name, own.expand(*map(max, own.shape[:-1], la.shape[:-1]), 1))
     while climb.h < n:
-        h, (until, since) = climb.h, climb.halves()
-        reads = into((name, "reads", h), torch.mul, right(q, h), since)
-        writes = into((name, "writes", h), torch.mul, left(k, h), until)
+        level = climb.level()
+        h, reads, writes = level[:3]
         if h == 1:
             P.put(h, torch.sum(into("pairs", torch.mul, reads, writes), -1, True))
         else:
             P.put(h, into("across", torch.matmul, reads, writes.mT))
-        levels.append(Level(h, reads, writes, *climb.up()))
-    return P.found, climb.weights(), levels
+        if keep:
+            levels.append(level)
+        climb.up()
+    return P.found, climb.side(), levels
 
 
 class Handed(NamedTuple):
@@ -228,18 +254,18 @@ def down(name: Hashable, level: Level, block: Array, given: Handed) -> Handed:
     """From blocks of 2h to those of h, where the map between their halves has the gradient `block`
     [..., C/2h, h, h]. In reused memory it takes the place of what is given."""
     h, q, k, of_left, of_right = level
-    reads, writes = scaled(right(given.reads, h), of_left), scaled(left(given.writes, h), of_right)
-    la = given.la
+    reads, writes, la = right(given.reads, h), left(given.writes, h), given.la
     if la is not None:
         # A decay in the left half weighs all that the right one reads from further back; one in the right
         # half all that the left one hands on.
         for_left, for_right = (
-            la + into((name, side), _over_steps, into((name, "products"), torch.mul, x, y))
-            for side, x, y in (("left", q, reads), ("right", k, writes))
+            la + into((name, side), _over_steps, into((name, "products"), torch.mul, x, y)) * between
+            for side, x, y, between in (("left", q, reads, of_left), ("right", k, writes, of_right))
         )
         la = whole(for_left, for_right, (name, "la"))[..., None, :]
-    reads = increased(reads, into((name, "to reads"), torch.matmul, block, k))
-    writes = increased(writes, into((name, "to writes"), torch.matmul, block.mT, q))
+    times = torch.mul if h == 1 else torch.matmul  # for matrices with one entry this costs ten times as much
+    reads = plus_scaled(into((name, "to reads"), times, block, k), reads, of_left)
+    writes = plus_scaled(into((name, "to writes"), times, block.mT, q), writes, of_right)
     return Handed(with_right(given.reads, h, reads), with_left(given.writes, h, writes), la)
 
 
@@ -255,35 +281,30 @@ def descend(name: Hashable, levels: list[Level], dP: Array, given: Handed) -> Ha
 
 
 class Both(NamedTuple):
-    """The levels of keys and of values: `q` of the latter are what outputs are weighed by, or with a gradient
-    of outputs that, weighed; `k` are weighed values."""
+    """Levels of keys and of values, whose reads are the weights of outputs, or with a gradient of outputs
+    that, weighed; and of whole chunks."""
 
     levels: list[tuple[Level, Level]]
-    keys: Weights
-    values: Weights
+    keys: Side
+    values: Side
 
 
 def climb_both(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order, do: Array = None) -> Both:
-    a, b = None if la is None else Climb("keys", la, order), Climb("values", lb, order)
-    levels, n = [], lb.shape[-2]
-    while b.h < n:
-        h, pair = b.h, []
-        for name, climb, reads, writes in (("keys", a, q, k), ("values", b, do, v)):
-            until, since = (None, None) if climb is None else climb.halves()
-            reads = _weighed((name, "reads", h), None if reads is None else right(reads, h), since)
-            writes = _weighed((name, "writes", h), left(writes, h), until)
-            pair.append(Level(h, reads, writes, *((None, None) if climb is None else climb.up())))
-        levels.append((pair[0], pair[1]))
-    return Both(levels, Weights() if a is None else a.weights(), b.weights())
+    climbs, levels = [Climb("keys", q, k, la, order, True), Climb("values", do, v, lb, order, True)], []
+    while climbs[0].h < lb.shape[-2]:
+        levels.append((climbs[0].level(), climbs[1].level()))
+        for climb in climbs:
+            climb.up()
+    return Both(levels, climbs[0].side(), climbs[1].side())
 
 
-def tree(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order) -> tuple[Array, Weights, Weights]:
+def tree(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order) -> tuple[Array, Side, Side]:
     """Outputs [..., C, V] of chunks that start from zero, where values decay; keys may (else la is None)."""
     both = climb_both(q, k, v, la, lb, order)
     w = own_weight(lb, order)
     o = own_pairs(q, k, la, order) * (v if w is None else v * w)
     for keys, values in both.levels:
-        seen = ((keys.q @ keys.k.mT) @ values.k) * values.q
+        seen = ((keys.reads @ keys.writes.mT) @ values.writes) * values.reads
         o = whole(left(o, keys.h), right(o, keys.h) + seen)
     return o, both.keys, both.values
 
@@ -291,6 +312,7 @@ def tree(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order) -> tu
 def descend_both(levels: list[tuple[Level, Level]], keys: Handed, values: Handed) -> tuple[Handed, Handed]:
     """Gradients through `tree`: of queries and keys, and of outputs' weights and values."""
     for a, b in reversed(levels):
-        P, dP = into("P", torch.matmul, a.q, a.k.mT), into("dP", torch.matmul, b.q, b.k.mT)
+        P = into("P", torch.matmul, a.reads, a.writes.mT)
+        dP = into("dP", torch.matmul, b.reads, b.writes.mT)
         keys, values = down("keys", a, dP, keys), down("values", b, P, values)
     return keys, values

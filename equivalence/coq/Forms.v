@@ -1,6 +1,7 @@
 (* The four forms are the definition: in each of the six orders, for every length, block and initial state.
 
-   Models kernels/forms.py: `tree`, `chunk`, `scan` and the drivers `recurrent_form`, `chunk_form`, `scan_form`;
+   Models kernels/tree.py: `tree_map`, `tree`; kernels/forms.py: `chunk` (of which `chunks` are several, one
+   after the other), `scan` and the drivers `recurrent_form`, `chunk_form`, `scan_form`;
    Attention.v has `parallel_form`. *)
 
 From Mixerzoo Require Export Attention Halves.

@@ -1,8 +1,8 @@
 (* Halving, level by level, visits every pair of positions once.
 
    At level h = 1, 2, 4, .. time lies in blocks of 2h, and the right half of every block meets the left one.
-   Models the loops over h in kernels/forms.py: `tree`, kernels/gradients.py: `_inside_tree`, kernels/delta.py:
-   `scores`; `halves` cuts [.., N, D] into blocks of 2h by reshaping, so that position p lies in block p / 2h. *)
+   Models the loops over h in kernels/tree.py: `tree_map`, `climb_both`, `descend`; `left` and `right` cut [.., N, D]
+   into blocks of 2h by reshaping, so that position p lies in block p / 2h. *)
 
 Require Export Arith Lia List.
 From Mixerzoo Require Export Sums.

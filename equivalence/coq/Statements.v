@@ -91,14 +91,14 @@ Check (@parallel_form : forall (C : core) (Q : reads C) (o : order) (steps : nat
 (** forms/chunk-body
     The levels of the tree and its diagonal count each pair once, with its weight: they are the attention of a
     slice of any length, padded to a power of two.
-    Models kernels/forms.py: tree, halves, pad_time, diagonal. *)
+    Models kernels/tree.py: tree_map, tree, left, right, in_chunks, own_pairs. *)
 Check (@tree_is_attention : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (i n : nat)
   (idle : query Q) (t : nat),
   i <= t < i + n -> tree o steps i n idle t = attention o steps i n t).
 
 (** forms/chunk-body
     One chunk, by the weight matrix or by the tree, is its steps of the definition: outputs and state.
-    Models kernels/forms.py: chunk. *)
+    Models kernels/forms.py: chunk, chunks, chunk_map. *)
 Check (@chunk_is_walk : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (how : inside)
   (S : state C) (i j : nat),
   i <= j -> chunk o steps how S i j = walk o S (slice steps i (j - i))).
@@ -133,7 +133,7 @@ Check (@chunk_form_of_matrices : forall (F : ring) (K V : nat) (o : order)
 
 (** forms/chunk-body
     There, a pair of the tree is ((q ∘ prefix a)·(k ∘ suffix a)) (v ∘ suffix b) ∘ prefix b.
-    Models kernels/forms.py: tree, decayed. *)
+    Models kernels/tree.py: tree, Climb. *)
 Check (@read_pair : forall (F : ring) (K V : nat) (q k : vec F K) (v : values_sums F V)
   (suffix_a : vec F K) (suffix_b : vec F V) (prefix_a : vec F K) (prefix_b : vec F V),
   read_state F K V q
@@ -251,7 +251,7 @@ Check (@cumulative_sums : forall (C : core) (K : dual C) (o : order) (S : state 
 (** gradients/chunk, gradients/chunk-body
     The gradient of the state before a slice is that of the state after it, through all decays, and each read
     through the decays before it.
-    Models kernels/gradients.py: _through_state. *)
+    Models kernels/gradients.py: _outside. *)
 Check (@read_of_gradient : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
   (n i : nat) (Z : state C) (G : state (costates K)),
   pair Z (gradient_before o (slice steps i n) G)
@@ -260,7 +260,7 @@ Check (@read_of_gradient : forall (C : core) (K : dual C) (o : order) (steps : n
 
 (** gradients/chunk, gradients/chunk-body
     What a write gives to the loss is its pairs with the reads after it, and what of it leaves the slice.
-    Models kernels/gradients.py: _through_state, _inside_scalar. *)
+    Models kernels/gradients.py: _outside, _where_all_decay_alike. *)
 Check (@write_is_pairs : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
   (G : state (costates K)) (i n s : nat),
   i <= s < i + n ->
@@ -273,7 +273,7 @@ Check (@write_is_pairs : forall (C : core) (K : dual C) (o : order) (steps : nat
 
 (** gradients/chunk, gradients/chunk-body
     The levels of the tree count the reads after a write once each, in slices of every length.
-    Models kernels/gradients.py: _inside_tree. *)
+    Models kernels/tree.py: down, descend. *)
 Check (@writes_by_tree : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
   (i n s : nat),
   s < n ->
@@ -284,7 +284,7 @@ Check (@writes_by_tree : forall (C : core) (K : dual C) (o : order) (steps : nat
 (** gradients/chunk, gradients/chunk-body
     The gradient of a decay is the sum over what it weighs: the state through the slice, the state and its reads,
     writes and what leaves the slice, and the pairs of a write and a read that straddle it.
-    Models kernels/gradients.py: _through_state, _inside_scalar. *)
+    Models kernels/gradients.py: _outside, _where_all_decay_alike. *)
 Check (@decay_is_pairs : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
   (S : state C) (G : state (costates K)) (i n t : nat),
   i <= t < i + n ->
@@ -298,7 +298,7 @@ Check (@decay_is_pairs : forall (C : core) (K : dual C) (o : order) (steps : nat
 
 (** gradients/chunk, gradients/chunk-body
     The levels of the tree count each pair that straddles a step once, in slices of every length.
-    Models kernels/gradients.py: _inside_tree. *)
+    Models kernels/tree.py: down, descend. *)
 Check (@inside_by_tree : forall (C : core) (K : dual C) (o : order) (steps : nat -> step (cotangents K))
   (i n t : nat),
   t < n ->

@@ -1,6 +1,7 @@
 (* The gradient of a decay as a sum over the pairs that it weighs: nothing is subtracted.
 
-   Models kernels/gradients.py: `_through_state`, `_inside_scalar`, `_inside_tree`; for slices of every length. *)
+   Models kernels/gradients.py: `_outside`, `_where_all_decay_alike`; kernels/tree.py: `down` (the pairs that it adds
+   up, not the order in which it does, block by block); for slices of every length. *)
 
 From Mixerzoo Require Export Gradients.
 
@@ -145,7 +146,7 @@ Qed.
 
 (* ---------------------------------------------------------------- inside a slice, by the levels of the tree *)
 
-(* `_inside_tree`: gradients padded with zeros; the diagonal, and at each level the sum over reads from t on in a
+(* `descend`: gradients padded with zeros; the diagonal, and at each level the sum over reads from t on in a
    right half, over writes up to t in a left half. *)
 Variables i n : nat.
 Definition inside_pair s u : numbers K :=

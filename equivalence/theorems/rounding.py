@@ -229,8 +229,8 @@ def roundings(kind: str, p: Problem, gradient: bool) -> int:
     """How many relative errors of one unit roundoff the longest way from an operand to a result gathers.
 
     To pass through a state costs a product and an exp for each of the two decays, and an addition; inside a
-    block there are sums over its steps and over keys, and one exp on either side, or in a chunk one for each
-    step, with a product. A gradient passes twice
+    block there are sums over its steps and over keys, and one exp on either side, or where weights of channels
+    are products of decays one for each step, with a product. A gradient passes twice
     through that, and is summed over values or keys, over time and, for constants, over the batch.
     """
     T, C = p.length, min(p.block, p.length)
@@ -238,7 +238,7 @@ def roundings(kind: str, p: Problem, gradient: bool) -> int:
     passes, inside = {
         "recurrent": (T, 0),
         "chunk": (blocks, C + 2 * C * (EXP_UNITS + 1)),
-        "parallel": (1, T),
+        "parallel": (1, T + 2 * T * (EXP_UNITS + 1)),
         "scan": (blocks * (2 * depth + 2), 2 * depth),
     }[kind]
     through = passes * (2 * (EXP_UNITS + 1) + 1)

@@ -4,7 +4,7 @@ import torch
 
 from mixerzoo.equivalence.algebra import Element
 from mixerzoo.equivalence.prove import prove
-from mixerzoo.kernels import delta, forms, gradients, operator, ops
+from mixerzoo.kernels import delta, forms, gradients, operator, ops, tree
 from mixerzoo.kernels.order import Order
 from mixerzoo.kernels.steps import Gradients, Steps
 from mixerzoo.mixers import base
@@ -52,9 +52,36 @@ def test_the_state_is_not_decayed_over_values(monkeypatch):
 
 
 def test_the_tree_forgets_its_last_level(monkeypatch):
-    real = forms.power_of_two
-    monkeypatch.setattr(forms, "power_of_two", lambda n: max(real(n) // 2, n if n < 4 else 4))
-    caught("forms/chunk-body")
+    real = tree.Climb.level
+
+    def level(climb):
+        found = real(climb)
+        last = 2 * climb.h == climb.reads.shape[-2] > 4
+        return found._replace(reads=torch.zeros_like(found.reads)) if last else found
+
+    monkeypatch.setattr(tree.Climb, "level", level)
+    caught("forms/chunk-body", "gradients/chunk-body")
+
+
+def test_a_climb_weighs_by_its_own_half(monkeypatch):
+    """And not by the half that lies between."""
+    real = tree.left
+    monkeypatch.setattr(
+        tree, "left", lambda x, h: tree.right(x, h) if x.shape[-2] == 8 and h == 1 else real(x, h)
+    )
+    caught("forms/chunk-body", "gradients/chunk-body")
+
+
+def test_what_passes_through_a_block_is_forgotten(monkeypatch):
+    """Only the gradient of log-decays sees it."""
+    real = tree.down
+
+    def down(name, level, block, given):
+        nothing = None if given.la is None else torch.zeros_like(given.la)
+        return real(name, level, block, given._replace(la=nothing))
+
+    monkeypatch.setattr(tree, "down", down)
+    assert "log_decay" in caught("gradients/chunk")
 
 
 def test_the_loop_forgets_the_state(monkeypatch):
@@ -168,13 +195,8 @@ def test_decode_clamps_its_decays(monkeypatch):
 
 
 def test_the_gradient_of_the_state_is_dropped(monkeypatch):
-    real = gradients._through_state
-
-    def through_state(c, S, G, do, order):
-        g, _ = real(c, S, G, do, order)
-        return g, gradients.decay_state(G, gradients.total(c.la), gradients.total(c.lb))
-
-    monkeypatch.setattr(gradients, "_through_state", through_state)
+    real = gradients._outside
+    monkeypatch.setattr(gradients, "_outside", lambda x, S, G, *sides: (real(x, S, G, *sides)[0], G))
     reason = caught("gradients/chunk", "gradients/chunk-body", "operator/gradients")
     assert "initial_state" in reason
 

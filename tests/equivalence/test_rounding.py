@@ -239,16 +239,16 @@ def test_a_subtracting_gradient_exceeds_its_roundings(monkeypatch):
     assert "roundings do not account" in reason and "gradient of log_decay" in reason
 
 
-def test_a_product_accumulated_in_half_precision(monkeypatch):
-    real = forms.read_entry
+@pytest.mark.parametrize("form, part", [("chunk", "plus_product"), ("parallel", "read_entry")])
+def test_a_product_accumulated_in_half_precision(form, part, monkeypatch):
+    real = getattr(forms, part)
 
-    def read_entry(c, S, order):
-        o = real(c, S, order)
+    def rounded(*operands):
+        o = real(*operands)
         return o if isinstance(o, Element) else o.bfloat16().to(o.dtype)
 
-    monkeypatch.setattr(forms, "read_entry", read_entry)
-    for name in ("forms/chunk", "forms/parallel"):
-        assert "the error of torch is" in failure(name)
+    monkeypatch.setattr(forms, part, rounded)
+    assert "the error of torch is" in failure(f"forms/{form}")
 
 
 def test_a_wrong_form(monkeypatch):
