@@ -12,17 +12,20 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import numba_core, triton_core
+from .order import READS
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Callers compute log-decays in floating point, and finite differences step around 0.
 ROUNDING = 1e-4
 
+_READS = tuple(READS)
 _always = False
 
 
@@ -120,6 +123,51 @@ def operands(q: object, k: object, v: object, time: bool) -> None:
     for name in ("k", "v"):
         if named[name].shape[-1] == 0:
             raise ValueError(f"{name}{suffix} has shape {shape(named[name])}; accepted: at least one channel")
+
+
+def plain_token(
+    q: Any,
+    k: Any,
+    v: Any,
+    la: Any,
+    A: Any,
+    lb: Any,
+    beta: Any,
+    state: Any,
+    scale: object,
+    read: object,
+    inplace: object,
+) -> bool:
+    """Whether the arguments of `step` are what they mostly are while decoding, and nothing is left to refuse:
+    tensors in host memory, of one dtype that is the accumulation dtype, without gradients or autocast. False
+    says nothing. What it takes counts: a token is a dozen calls of torch, each of a microsecond."""
+    if _always or torch.is_autocast_enabled("cpu") or getattr(forward_ad, "_current_level", 0) >= 0:
+        return False
+    if not (type(q) is type(k) is type(v) is Tensor and v.ndim == k.ndim == 3):
+        return False
+    dtype, recorded = v.dtype, torch.is_grad_enabled()
+    for x in (q, k, v, state, la, lb, beta, A):
+        if x is None:
+            continue
+        if type(x) is not Tensor or x.dtype is not dtype or not x.is_cpu or (recorded and x.requires_grad):
+            return False
+    (B, H, V), (rows, heads, K) = v.shape, k.shape
+    return (
+        (dtype is torch.float32 or dtype is torch.float64)
+        and q.shape == k.shape
+        and rows == B
+        and 0 not in (heads, K, V)
+        and H % heads == 0
+        and (state is None or state.shape == (B, H, K, V))
+        and (la is None or la.shape == (B, H) or (A is None and la.shape in ((H,), (B, H, K))))
+        and (A is None or A.shape == (H, K))
+        and (lb is None or lb.shape in ((B, H, V), (H, V)))
+        and (beta is None or (lb is None and beta.shape == (B, H)))
+        and (inplace is False or (inplace is True and state is not None and state.is_contiguous()))
+        and type(scale) is float
+        and abs(scale) < 1e300
+        and read in _READS
+    )
 
 
 def delta(

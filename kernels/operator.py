@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, triton_core
-from .one_step import formula, step_in_place_op, step_op
+from .one_step import formula, plain_formula, step_in_place_op, step_op, tiny
 from .ops import accumulation_dtype, recurrence_op
 from .order import READS
 
@@ -212,6 +212,44 @@ def step(
 
     Source: as `recurrence`.
     """
+    la, A, lb = log_decay_t, None, log_decay_v_t
+    needs_grad, plain = False, mask is None and erase_t is None and (backend == "auto" or backend == "torch")
+    if isinstance(la, OuterDecay):
+        la, A = la
+        plain = plain and la is not None and A is not None
+    if plain and checks.plain_token(q_t, k_t, v_t, la, A, lb, beta_t, state, scale, read, inplace):
+        if A is None and state is not None and (k_t.shape[1] == v_t.shape[1] or not tiny(state)):
+            return plain_formula(q_t, k_t, v_t, la, lb, beta_t, state, scale, read, inplace)
+    else:
+        options = scale, read, mask, inplace, backend
+        needs_grad = _check_step(q_t, k_t, v_t, log_decay_t, lb, beta_t, erase_t, state, *options)
+    x, y = erase_t or (None, None)
+    if backend == "auto" and v_t.is_cuda and not (needs_grad or torch.compiler.is_compiling()):
+        backend = "triton" if triton_core.available(v_t) else "torch"
+    if backend == "triton":
+        operands = (q_t, k_t, v_t, la, A, lb, beta_t, x, y, state)
+        if inplace and state is not None:
+            return step_in_place_op(*operands, mask, float(scale), read), state
+        return step_op(*operands, mask, float(scale), read)
+    return formula(q_t, k_t, v_t, la, A, lb, beta_t, x, y, state, mask, scale, read, inplace)
+
+
+def _check_step(
+    q_t: Tensor,
+    k_t: Tensor,
+    v_t: Tensor,
+    log_decay_t: Tensor | OuterDecay | None,
+    log_decay_v_t: Tensor | None,
+    beta_t: Tensor | None,
+    erase_t: tuple[Tensor, Tensor] | None,
+    state: Tensor | None,
+    scale: float,
+    read: str,
+    mask: Tensor | None,
+    inplace: bool,
+    backend: str,
+) -> bool:
+    """The arguments of `step`, refused or not; whether a gradient is needed."""
     checks.operands(q_t, k_t, v_t, time=False)
     device, (B, H, V), K = v_t.device, v_t.shape, k_t.shape[2]
     la, A = log_decay_t, None
@@ -232,7 +270,7 @@ def step(
     checks.flag("inplace", inplace)
     checks.one_of("backend", backend, STEP_BACKENDS)
     if mask is not None:
-        mask = checks.valid_mask("mask", mask, (B,), "[B]", device)
+        checks.valid_mask("mask", mask, (B,), "[B]", device)
     x, y = erase_t or (None, None)
     operands = (q_t, k_t, v_t, la, A, lb, beta_t, x, y, state)
     checks.reverse_mode(*operands)
@@ -252,11 +290,4 @@ def step(
         else:
             checks.log_values("log_decay_t", la)
         checks.log_values("log_decay_v_t", lb)
-
-    if backend == "auto" and v_t.is_cuda and not (needs_grad or torch.compiler.is_compiling()):
-        backend = "triton" if triton_core.available(v_t) else "torch"
-    if backend == "triton":
-        if inplace and state is not None:
-            return step_in_place_op(*operands, mask, float(scale), read), state
-        return step_op(*operands, mask, float(scale), read)
-    return formula(*operands, mask, scale, read, inplace)
+    return needs_grad

@@ -88,6 +88,11 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in this dtype. (Where it has it already, `Tensor.to` takes half as long as an operation.)"""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def head_count(d_model: int, num_heads: int | None) -> int:
     """num_heads, or by default the most that divide d_model up to max(4, d_model / 64)."""
     if num_heads is None:
@@ -118,6 +123,12 @@ def same_shape(
         raise ValueError(f"{name} has shape {checks.shape(x)}; accepted: {written} = {shown}")
     if x.device != device:
         raise ValueError(f"{name} is on {x.device}; accepted: the device of x, {device}")
+
+
+def fits(x: object, sizes: tuple[int, ...], device: torch.device) -> bool:
+    """Whether x is what it mostly is, an ordinary tensor of these sizes on this device: what a token takes is
+    counted in microseconds. False says nothing."""
+    return type(x) is Tensor and x.shape == sizes and x.device == device
 
 
 def state_part(
@@ -269,11 +280,11 @@ class Mixer(nn.Module):
                 "torch.no_grad()"
             )
         state = self._starting_state(state, x_t.shape[0], x_t)
-        position = state.position[:, None]
+        position = state.position.unsqueeze(1)
         if mask is None:
             tokens = Tokens(position, None, inplace=inplace)
-            y, state = self.mix(x_t[:, None], state, tokens, None)
-            return y[:, 0], state
+            y, state = self.mix(x_t.unsqueeze(1), state, tokens, None)
+            return y.select(1, 0), state
         checks.valid_mask("mask", mask, (x_t.shape[0],), "[B]", x_t.device)
         valid = mask[:, None]
         tokens = Tokens(position, mask.long(), valid, inplace=inplace)
@@ -281,13 +292,18 @@ class Mixer(nn.Module):
         return _keep(valid, y)[:, 0], state
 
     def _check_input(self, name: str, x: Tensor, ndim: int, written: str) -> None:
+        # The first projection speaks for all: gates and decays may be kept in a wider dtype.
+        linear = _first_linear(self)
+        weight = None if linear is None else linear.weight
+        if weight is not None and type(x) is Tensor and x.ndim == ndim and x.shape[-1] == self.d_model:
+            alike = x.dtype == weight.dtype and x.device == weight.device
+            if alike and x.dtype in checks.FLOATS:
+                return
         accepted = f"{written} with d_model = {self.d_model}"
         x = checks.tensor(name, x, accepted)
         checks.floating(name, x)
         if x.ndim != ndim or x.shape[-1] != self.d_model:
             raise ValueError(f"{name} has shape {checks.shape(x)}; accepted: {accepted}")
-        # The first projection speaks for all: gates and decays may be kept in a wider dtype.
-        weight = next((m.weight for m in self.modules() if isinstance(m, nn.Linear)), None)
         if weight is None:
             return
         if x.device != weight.device:
@@ -307,11 +323,23 @@ class Mixer(nn.Module):
             return self.initial_state(n, x.device, x.dtype)
         if not isinstance(state, MixerState):
             raise TypeError(f"state is {type(state).__name__}; accepted: a MixerState, or None at the start")
-        same_shape("state.position", state.position, "[N]", (n,), x.device)
+        if not fits(state.position, (n,), x.device):
+            same_shape("state.position", state.position, "[N]", (n,), x.device)
         if state.position.dtype != torch.int64:
             raise TypeError(f"state.position has dtype {state.position.dtype}; accepted: int64")
         self.check_state(state, n, x.device)
         return state
+
+
+def _first_linear(module: nn.Module) -> nn.Linear | None:
+    """The first of module.modules() that is one."""
+    if isinstance(module, nn.Linear):
+        return module
+    for m in module._modules.values():
+        found = None if m is None else _first_linear(m)
+        if found is not None:
+            return found
+    return None
 
 
 def _keep(valid: Tensor, x: Tensor) -> Tensor:
@@ -362,17 +390,18 @@ class RecurrentMixer(Mixer):
     ) -> tuple[Tensor, Tensor]:
         """The core between gate map and readout: outputs [B, T, H, V], and the state after them."""
         # Under autocast the maps of q, k and v may end in different dtypes.
-        q, k, v = core.q.to(core.v.dtype), core.k.to(core.v.dtype), core.v
+        v, dtype = core.v, core.v.dtype
+        q, k = cast(core.q, dtype), cast(core.k, dtype)
         la, lb, beta, erase = core.log_decay, core.log_decay_v, core.beta, core.erase
         initial = recurrent if core.initial is None else core.initial
         if erase is not None:
-            erase = (erase[0].to(v.dtype), erase[1].to(v.dtype))
+            erase = (erase[0].to(dtype), erase[1].to(dtype))
         if form is None:
             la = OuterDecay(la.dt[:, 0], la.A) if isinstance(la, OuterDecay) else _first(la, 1)
             o, recurrent = step(
-                q[:, 0],
-                k[:, 0],
-                v[:, 0],
+                q.select(1, 0),
+                k.select(1, 0),
+                v.select(1, 0),
                 la,
                 _first(lb, 2),
                 beta_t=_first(beta, 1),
@@ -383,7 +412,7 @@ class RecurrentMixer(Mixer):
                 mask=None if tokens.valid is None else tokens.valid[:, 0],
                 backend="torch" if self.backend == "torch" else "auto",
             )
-            return o[:, None], recurrent
+            return o.unsqueeze(1), recurrent
         return recurrence(
             q,
             k,
@@ -419,15 +448,17 @@ class RecurrentMixer(Mixer):
         )
 
     def check_state(self, state: MixerState, n: int, device: torch.device) -> None:
-        state_part("state.recurrent", state.recurrent, "[N, H, K, V]", (n, *self.state_shape), device)
-        if self.window_shape is not None:
-            state_part(
-                "state.window", state.window, "[N, width - 1, channels]", (n, *self.window_shape), device
-            )
-        for name in ("stabiliser", "angle"):
-            shape = getattr(self, f"{name}_shape")
-            if shape is not None:
-                state_part(f"state.{name}", getattr(state, name), "[N, ...]", (n, *shape), device)
+        for name, written, part, shape in (
+            ("recurrent", "[N, H, K, V]", state.recurrent, self.state_shape),
+            ("window", "[N, width - 1, channels]", state.window, self.window_shape),
+            ("stabiliser", "[N, ...]", state.stabiliser, self.stabiliser_shape),
+            ("angle", "[N, ...]", state.angle, self.angle_shape),
+        ):
+            if shape is None:
+                continue
+            sizes = (n, *shape)
+            if not (fits(part, sizes, device) and part.dtype in checks.FLOATS):  # type: ignore[union-attr]
+                state_part(f"state.{name}", part, written, sizes, device)
 
     @torch.no_grad()
     def attention_map(self, x: Tensor) -> Tensor:
@@ -478,4 +509,4 @@ class RecurrentMixer(Mixer):
 
 def _first(x: Tensor | None, constant: int) -> Tensor | None:
     """The only step of a log-decay, unless it is constant in time."""
-    return x if x is None or x.ndim == constant else x[:, 0]
+    return x if x is None or x.ndim == constant else x.select(1, 0)

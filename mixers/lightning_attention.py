@@ -64,7 +64,7 @@ class LightningAttention(RecurrentMixer):
     def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         qkv = F.silu(self.qkv_proj(x)).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         q, k, v = qkv.chunk(3, -1)
-        return Core(q, k, v, -slopes(self.num_heads, self.factor, x.device, accumulation(x.dtype)))
+        return Core(q, k, v, slopes(self.num_heads, -self.factor, x.device, accumulation(x.dtype)))
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
         return self.out_proj(torch.sigmoid(self.output_gate(x)) * self.norm(o.flatten(-2)))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import flag, number, one_of, whole
-from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, head_count, head_size
+from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, cast, head_count, head_size
 from .parts import HeadLayerNorm
 from .sequences import stabilise
 
@@ -101,12 +101,12 @@ class MLSTM(RecurrentMixer):
         assert state.stabiliser is not None
         q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q, self.k, self.v))
         acc = accumulation(x.dtype)
-        i, f = (proj(x).to(acc) for proj in (self.igate_preact, self.fgate_preact))
+        i, f = (cast(proj(x), acc) for proj in (self.igate_preact, self.fgate_preact))
         if self.gate_soft_cap is not None:
             i, f = (self.gate_soft_cap * torch.tanh(z / self.gate_soft_cap) for z in (i, f))
         log_f = F.logsigmoid(f) if self.forget_gate == "sigmoid" else f
         s = stabilise(log_f, i, state.stabiliser, tokens, constant=self.normaliser_eps == 0)
-        k = (torch.exp(s.log_write)[..., None] * k).to(k.dtype)
+        k = cast(torch.exp(s.log_write).unsqueeze(-1) * k, k.dtype)
         v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
         # Kept within the dtype's range: a divisor of 0 or infinity makes 0/0 of nothing.
         most = -math.log(torch.finfo(acc).tiny)
@@ -114,7 +114,7 @@ class MLSTM(RecurrentMixer):
         return Core(q, k, v, s.log_decay, scale=self.key_dim**-0.5, stabiliser=s.end, rest=(least,))
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
-        h = self._divide(o[..., :-1], o[..., -1:], core.rest[0][..., None]).to(o.dtype)
+        h = self._divide(o[..., :-1], o[..., -1:], core.rest[0].unsqueeze(-1)).to(o.dtype)
         return self.out_proj(torch.sigmoid(self.ogate_preact(x)) * self.multihead_norm(h))
 
     def _divide(self, o: Tensor, n: Tensor, least: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import integer, number, whole
-from .base import Tokens, accumulation
+from .base import Tokens, accumulation, cast
 
 
 class ShortConvolution(nn.Conv1d):
@@ -30,14 +30,15 @@ class ShortConvolution(nn.Conv1d):
             return self._packed(x, window, tokens, tokens.segment)
         if window is None:
             window = x.new_zeros(x.shape[0], past, x.shape[2])
-        seen = torch.cat([window.to(x.dtype), x], 1)
+        seen = torch.cat([cast(window, x.dtype), x], 1)
+        weight, bias = self.weight, self.bias
         if x.shape[1] == 1:  # one token, for which a convolution's set-up is most of its cost
             acc = accumulation(x.dtype)
-            y = (seen.to(acc) * self.weight[:, 0].mT).sum(1, keepdim=True)
-            y = y if self.bias is None else y + self.bias
+            y = (cast(seen, acc) * weight.squeeze(1).mT).sum(1, keepdim=True)
+            y = y if bias is None else y + bias
         else:
-            y = F.conv1d(seen.mT.to(self.weight.dtype), self.weight, self.bias, groups=self.groups).mT
-        y = y.to(x.dtype)
+            y = F.conv1d(seen.mT.to(weight.dtype), weight, bias, groups=self.groups).mT
+        y = cast(y, x.dtype)
         if tokens.lengths is None:
             return y, seen[:, x.shape[1] :]
         last = tokens.lengths[:, None] + torch.arange(past, device=x.device)
@@ -71,8 +72,8 @@ class ShortConvolution(nn.Conv1d):
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) over the last dimension, in at least float32."""
-    y = x.to(accumulation(x.dtype))
-    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    y = cast(x, accumulation(x.dtype))
+    return cast(y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps), x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -108,16 +109,19 @@ class GatedRMSNorm(RMSNorm):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         acc = accumulation(x.dtype)
-        gate = self.activation(gate.to(acc))
-        y = x.to(acc) * gate if self.gate_first else x.to(acc)
-        y = self.weight.to(acc) * rms_norm(y.unflatten(-1, (self.groups, -1)), self.eps).flatten(-2)
-        return (y if self.gate_first else y * gate).to(x.dtype)
+        gate = self.activation(cast(gate, acc))
+        y = cast(x, acc) * gate if self.gate_first else cast(x, acc)
+        if self.groups > 1:
+            y = y.unflatten(-1, (self.groups, -1))
+        y = rms_norm(y, self.eps)
+        y = cast(self.weight, acc) * (y.flatten(-2) if self.groups > 1 else y)
+        return cast(y if self.gate_first else y * gate, x.dtype)
 
 
 def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(Σx² + eps) over the last dimension, in at least float32; 0, with a gradient, where x is 0."""
-    y = x.to(accumulation(x.dtype))
-    return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+    y = cast(x, accumulation(x.dtype))
+    return cast(y * torch.rsqrt(y.square().sum(-1, keepdim=True) + eps), x.dtype)
 
 
 def softplus_decay(z: Tensor, bias: Tensor, A_log: Tensor) -> Tensor:
@@ -183,8 +187,8 @@ class HeadLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_heads * head_dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.to(accumulation(x.dtype))
-        y = F.layer_norm(y, y.shape[-1:], eps=self.eps).to(x.dtype).flatten(-2) * self.weight
+        y = cast(x, accumulation(x.dtype))
+        y = cast(F.layer_norm(y, y.shape[-1:], eps=self.eps), x.dtype).flatten(-2) * self.weight
         return y if self.bias is None else y + self.bias
 
 
@@ -214,6 +218,9 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def slopes(num_heads: int, factor: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """factor · 2^(-8h/H) for h = 1 … H (the slopes of ALiBi, Press et al. 2021), computed in float64."""
+    if device.type == "cpu" and not torch.compiler.is_compiling():  # one call instead of seven
+        rates = [factor * 2.0 ** (-8.0 * h / num_heads) for h in range(1, num_heads + 1)]
+        return torch.tensor(rates, device=device, dtype=dtype)
     h = torch.arange(1, num_heads + 1, device=device, dtype=torch.float64)
     return (factor * torch.exp2(-8.0 * h / num_heads)).to(dtype)
 

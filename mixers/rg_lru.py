@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import whole
-from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, head_count, head_size
+from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, cast, head_count, head_size
 from .parts import ShortConvolution, block_linear
 
 
@@ -63,18 +63,18 @@ class RGLRU(RecurrentMixer):
 
     def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         u, window = self.conv_1d(self.linear_x(x), state.window, tokens)
-        log_rate, i = self.rg_lru(u)
-        root = torch.where(tokens.position[..., None] == 0, 1.0, root_one_minus_square(log_rate))
-        v = (root * i * u).to(u.dtype)[:, :, None]
-        one = torch.ones_like(v[..., :1])
-        return Core(one, one, v, log_decay_v=-torch.exp(log_rate)[:, :, None], window=window)
+        rate, root, i = self.rg_lru(u)
+        root = root.masked_fill((tokens.position == 0).unsqueeze(-1), 1.0)
+        v = cast(root * i * u, u.dtype).unsqueeze(2)
+        one = v.new_ones(v.shape[0], v.shape[1], 1, 1)
+        return Core(one, one, v, log_decay_v=-rate.unsqueeze(2), window=window)
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
-        return self.linear_out(o[:, :, 0] * F.gelu(self.linear_y(x), approximate="tanh"))
+        return self.linear_out(o.select(2, 0) * F.gelu(self.linear_y(x), approximate="tanh"))
 
 
 class Gates(nn.Module):
-    """log(-log a) = log 8 + log r + log softplus(Λ), and the input gate i."""
+    """-log a = 8 r softplus(Λ), √(1 - a²), and the input gate i."""
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
@@ -89,14 +89,19 @@ class Gates(nn.Module):
             square = self.recurrent_param.uniform_(0.9**2, 0.999**2)
             square.log_().mul_(-0.5).expm1_().log_()  # softplus of it is -log a^{1/8}
 
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         acc = accumulation(u.dtype)
-        i = torch.sigmoid(block_linear(u, self.input_gate_weight, self.input_gate_bias).to(acc))
-        r = block_linear(u, self.recurrent_gate_weight, self.recurrent_gate_bias).to(acc)
-        param = self.recurrent_param.to(acc)
+        i = torch.sigmoid(cast(block_linear(u, self.input_gate_weight, self.input_gate_bias), acc))
+        r = cast(block_linear(u, self.recurrent_gate_weight, self.recurrent_gate_bias), acc)
+        param = cast(self.recurrent_param, acc)
+        if not torch.is_grad_enabled():
+            rate = torch.sigmoid(r) * (8 * F.softplus(param, threshold=40))
+            return rate, torch.sqrt(-torch.expm1(-2 * rate)), i
+        # With gradients by way of the logarithm of the rate, of which everything is a smooth function.
         low = param.clamp(min=-40)  # below, softplus(x) is e^x
         log_softplus = torch.where(param > -40, F.softplus(low, threshold=40).log(), param)
-        return math.log(8) + F.logsigmoid(r) + log_softplus, i
+        log_rate = math.log(8) + F.logsigmoid(r) + log_softplus
+        return torch.exp(log_rate), root_one_minus_square(log_rate), i
 
 
 def root_one_minus_square(log_rate: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import whole
-from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation
+from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, cast
 from .parts import layer_of
 from .sequences import previous, stabilise
 
@@ -77,29 +77,39 @@ class RWKV4(RecurrentMixer):
         before, window = previous(x, state.window, tokens)
 
         def mixed(share: Tensor, proj: nn.Linear) -> Tensor:
+            if share.dtype == x.dtype:
+                return proj(torch.lerp(before, x, share))
             return proj((x * share + before * (1 - share)).to(x.dtype))
 
         k, v = mixed(self.time_mix_key, self.key), mixed(self.time_mix_value, self.value)
         r = torch.sigmoid(mixed(self.time_mix_receptance, self.receptance))
         acc = accumulation(x.dtype)
-        k = k.to(acc)
-        w = self.time_decay.to(acc).clamp(max=80).exp()  # a decay of 0 from far below
+        k = cast(k, acc)
+        w = cast(self.time_decay, acc).clamp(max=80).exp()  # a decay of 0 from far below
         s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
         e = torch.exp(s.log_write)
-        now = k + self.time_first.to(acc)
+        now = k + cast(self.time_first, acc)
         top = torch.maximum(s.before, now.detach())  # the larger of the two that are added is 1
         past, now = torch.exp((s.before - top).to(acc)), torch.exp((now - top).to(acc))
-        written = torch.cat([e * v, e], -1).to(v.dtype)[:, :, None]
-        one = torch.ones_like(written[..., :1])
-        decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]
-        core = Core(one, one, written, log_decay_v=decay, read="before", rest=(r, v, e, past, now))
-        return core._replace(window=window, stabiliser=s.end)
+        written = cast(torch.cat([e * v, e], -1), v.dtype).unsqueeze(2)
+        one = written.new_ones(written.shape[0], written.shape[1], 1, 1)
+        decay = torch.cat([s.log_decay, s.log_decay], -1).unsqueeze(2)
+        return Core(
+            one,
+            one,
+            written,
+            log_decay_v=decay,
+            read="before",
+            rest=(r, v, e, past, now),
+            window=window,
+            stabiliser=s.end,
+        )
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
         r, v, _, past, now = core.rest
-        above, below = o[:, :, 0].chunk(2, -1)
-        wkv = (past * above + now * v) / (past * below + now)
-        return self.output(r * wkv.to(r.dtype))
+        above, below = o.select(2, 0).chunk(2, -1)
+        wkv = torch.addcmul(now * v, past, above) / torch.addcmul(now, past, below)
+        return self.output(r * cast(wkv, r.dtype))
 
     def weigh(self, weights: Tensor, core: Core) -> Tensor:
         """With e^{k - m} of every token, the current one, and the division."""

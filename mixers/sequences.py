@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Tokens
+from .base import Tokens, cast
 
 
 def _spread(x: Tensor, like: Tensor) -> Tensor:
@@ -75,6 +75,8 @@ def previous(x: Tensor, window: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]
     """The token before each of x [B, T, channels], and the window after them.
 
     window [N, 1, channels]: the token before the first."""
+    if x.shape[1] == 1 and tokens.lengths is None:
+        return cast(window, x.dtype), x
     carried = _carried(window[:, 0], tokens).to(x.dtype)
     before = F.pad(x, (0, 0, 1, 0))[:, :-1]
     before = torch.where(_firsts(tokens)[..., None], carried, before) if x.shape[1] > 1 else carried
@@ -148,6 +150,16 @@ class Stabilised(NamedTuple):
     end: Tensor  # m after the last token of every sequence, [N, ...]
 
 
+def _of_a_token(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
+    """`stabilise` of one token in each row, without gradients."""
+    before = start.unsqueeze(1)
+    moved = log_f + before
+    m = torch.maximum(moved, log_i)
+    top = m.clamp(min=torch.finfo(m.dtype).min)  # of -inf as well, which is less than any of them still
+    log_decay, log_write = (moved - top).to(log_f.dtype), (log_i - top).to(log_i.dtype)
+    return Stabilised(log_decay, log_write, m, before, m.select(1, 0))
+
+
 def stabilise(
     log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens, constant: bool = True
 ) -> Stabilised:
@@ -157,7 +169,9 @@ def stabilise(
     unless `constant` is False.
     m is kept in float64: it may grow with the sequence, and differences of it are what is used.
     Source: Beck et al. 2024 (xLSTM, arXiv:2405.04517), eq. 15 to 17."""
-    start = start.double()
+    start = cast(start, torch.float64)
+    if log_i.shape[1] == 1 and tokens.lengths is None and not torch.is_grad_enabled():
+        return _of_a_token(log_f, log_i, start)
     if tokens.segment is None and tokens.valid is None and _walks(log_i, 1.6e-5, 6e-9):
         return _walked(log_f, log_i, start)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):

@@ -128,7 +128,7 @@ class TransNormerLLM(RecurrentMixer):
             acc = accumulation(x.dtype)
             wave = torch.cat(angles(tokens.position, self.theta), -1).to(acc)
             q, k = ((torch.cat([y, y], -1).to(acc) * wave).to(v.dtype) for y in (q, k))
-        decay = -slopes(self.num_heads, self.factor, x.device, accumulation(x.dtype))
+        decay = slopes(self.num_heads, -self.factor, x.device, accumulation(x.dtype))
         return Core(q, k, v, decay, rest=(u,))
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:

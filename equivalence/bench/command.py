@@ -18,6 +18,7 @@ from rich.table import Table
 from ..text import check_file
 from . import decoding, elementwise, growth, layers, memory, products, references
 from .bar import Bar, Effort, Result, look
+from .markdown import page
 
 EXAMPLES = """examples:
   mixerzoo bench                          all bars, in groups
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of torch (0: as it comes)")
     parser.add_argument("--list", action="store_true", help="only list the bars")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every ratio to FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write them as tables to FILE")
 
 
 def select(names: Sequence[str], every: dict[str, Bar]) -> dict[str, Bar]:
@@ -82,8 +84,9 @@ def table(results: Sequence[Result]) -> Table:
 def run(args: argparse.Namespace) -> int:
     console = Console() if Console().is_terminal else Console(width=140)
     try:
-        if args.json is not None:
-            check_file("--json", args.json)
+        for option, file in (("--json", args.json), ("--markdown", args.markdown)):
+            if file is not None:
+                check_file(option, file)
         if args.threads < 0:
             raise ValueError(f"--threads is {args.threads}; accepted: a whole number from 0")
         chosen = select(args.names, bars())
@@ -109,9 +112,12 @@ def run(args: argparse.Namespace) -> int:
     met = sum(bool(r.met) for r in results)
     measured = sum(r.ratio is not None for r in results)
     console.print(f"\n{met} of {measured} bars met, {len(results) - measured} missing a yardstick")
+    machine = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+    if args.markdown is not None:
+        args.markdown.write_text(page(results, machine, torch.__version__), encoding="utf-8")
     if args.json is not None:
         record = {
-            "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+            "machine": machine,
             "torch": torch.__version__,
             "quick": args.quick,
             "results": [r.as_dict() for r in results],

@@ -13,6 +13,7 @@ from ...mixers import from_transformers
 from .bar import Bar, Effort, Measured, Missing, forward, forward_and_backward, in_turns
 
 LENGTH, DECODED = 512, 64
+KINDS = ("forward", "forward-backward", "decode")
 
 
 def _both(profile: Any) -> tuple[Any, Any, Any, int]:
@@ -76,5 +77,5 @@ def bars() -> list[Bar]:
         )
         for profile in PROFILES
         if profile.model_type in taken
-        for kind in ("forward", "forward-backward", "decode")
+        for kind in KINDS
     ]

@@ -36,8 +36,8 @@ class Masked(nn.Module):
             mask = self.padding.mask
         if mask is None or mask.ndim != 2:
             return None
-        valid = mask[:, mask.shape[1] - x.shape[1] :] != 0
-        return None if bool(valid.all()) else valid
+        valid = mask[:, mask.shape[1] - x.shape[1] :]
+        return None if bool(valid.all()) else valid != 0
 
 
 class Adapter(Masked):
@@ -60,7 +60,7 @@ class Adapter(Masked):
                 f"layer_idx of {type(theirs).__name__} is {shown(found)}; accepted: a whole number, "
                 "or the whole model"
             )
-        self.layer_idx = found
+        self.layer_idx: int | None = found
         self.train(theirs.training)
 
     def mix(
@@ -70,11 +70,13 @@ class Adapter(Masked):
         if x.shape[1] > 1 or valid is not None or state is None:
             return self.mixer(x, state, valid)
         # One token more: `step` without its look at the arguments, which a model makes alike each time.
-        return self.mixer.mix(x, state, Tokens(state.position[:, None], None), None)
+        return self.mixer.mix(x, state, Tokens(state.position.unsqueeze(1), None), None)
 
-    def before(self, x: Tensor, **parts: Tensor | None) -> MixerState:
-        """The state that a cache holds. No cache holds how many tokens were seen: 0 here."""
-        return MixerState(torch.zeros(x.shape[0], dtype=torch.int64, device=x.device), **parts)
+    def before(self, x: Tensor, position: Tensor | None = None, **parts: Tensor | None) -> MixerState:
+        """The state that a cache holds. None holds how many tokens were seen: 0 unless `position` says."""
+        if position is None:
+            position = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        return MixerState(position, **parts)
 
 
 class CacheLayerAdapter(Adapter):
@@ -114,14 +116,15 @@ class CacheLayerAdapter(Adapter):
             self.write(cache, state)
         return y
 
-    def read(self, cache: Any, x: Tensor) -> MixerState | None:
+    def read(self, cache: Any, x: Tensor, position: Tensor | None = None) -> MixerState | None:
         if cache is None or not cache.has_previous_state(self.layer_idx):
             return None
         assert self.mixer.window_shape is not None
         layer = cache.layers[self.layer_idx]
         conv = layer.conv_states[0]
         window = conv[..., conv.shape[-1] - self.mixer.window_shape[0] :].mT
-        return self.before(x, window=window, recurrent=self.to_ours(layer.recurrent_states[0]))
+        recurrent = self.to_ours(layer.recurrent_states[0])
+        return self.before(x, position, window=window, recurrent=recurrent)
 
     def write(self, cache: Any, state: MixerState) -> None:
         layer = cache.layers[self.layer_idx]

@@ -43,12 +43,16 @@ class RecurrentGemmaAdapter(CacheLayerAdapter):
         x, position = input_states, position_ids.expand(input_states.shape[:2])
         cache = given_cache(cache, kwargs)
         inside = cache is None or not hasattr(cache.layers[self.layer_idx], "conv_states")
-        before, valid = self.held if inside else self.read(cache, x), self.valid(x)
+        valid, start = self.valid(x), position.select(1, 0)
+        before = self.held if inside else self.read(cache, x, start)
         if before is not None and (not use_cache or len(before.position) != len(x)):
             before = None
         if valid is None:
-            state = before or self.mixer.initial_state(len(x), x.device, x.dtype)
-            y, state = self.documents(x, position == 0, replace(state, position=position[:, 0].clone()))
+            if before is None:
+                before = self.mixer.initial_state(len(x), x.device, x.dtype)
+            if before.position is not start:
+                before = replace(before, position=start)
+            y, state = self.documents(x, position, before)
         else:
             if before is not None:
                 first = valid.to(torch.uint8).argmax(1, keepdim=True)
@@ -60,11 +64,12 @@ class RecurrentGemmaAdapter(CacheLayerAdapter):
             self.write(cache, state)
         return y, None
 
-    def documents(self, x: Tensor, first: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """With a sequence beginning wherever `first` [B, T] says so, besides those of `state`."""
-        if not bool(first.any()):
+    def documents(self, x: Tensor, position: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """With a sequence beginning wherever the position [B, T] is 0, besides those of `state`."""
+        if bool(position.all()):
             return self.mix(x, state)
         B, T, _ = x.shape
+        first = position == 0
         begins = first.clone()
         begins[:, 0] = True
         at = begins.flatten().nonzero()[:, 0]

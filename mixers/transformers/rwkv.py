@@ -32,11 +32,13 @@ class RWKVAdapter(Adapter):
     ) -> tuple[Tensor, list[Tensor] | None]:
         if state is None:
             return self.mix(hidden, None)[0], None
-        last, above, below, top = (part[:, :, self.layer_idx] for part in state[1:])
+        assert self.layer_idx is not None
+        last, above, below, top = (part.select(2, self.layer_idx) for part in state[1:])
+        sums = torch.cat([above, below], -1)
         before = self.before(
             hidden,
-            window=last[:, None],
-            recurrent=torch.cat([above, below], -1)[:, None, None],
+            window=last.unsqueeze(1),
+            recurrent=sums.reshape(len(sums), 1, 1, -1),
             stabiliser=top,
         )
         y, after = self.mix(hidden, before)
@@ -44,7 +46,7 @@ class RWKVAdapter(Adapter):
         m, factor = representable(after.stabiliser, top.dtype)
         for place, part in zip((above, below), after.recurrent[:, 0, 0].chunk(2, -1), strict=True):
             place.copy_(part * factor)
-        last.copy_(after.window[:, 0])
+        last.copy_(after.window.squeeze(1))
         top.copy_(m)
         return y, state
 

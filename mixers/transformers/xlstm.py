@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import MixerState, accumulation
+from ..base import MixerState, accumulation, cast
 from ..mlstm import MLSTM
 from .adapters import Adapter, representable
 from .recipe import Recipe, Tensors
@@ -24,8 +24,8 @@ class XLSTMAdapter(Adapter):
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
         before, dtype = None, accumulation(x.dtype)
         if state is not None:
-            C, n, m = (part.to(dtype) for part in state)
-            before = self.before(x, recurrent=torch.cat([C, n[..., None]], -1), stabiliser=m[..., 0])
+            C, n, m = (cast(part, dtype) for part in state)
+            before = self.before(x, recurrent=torch.cat([C, n.unsqueeze(-1)], -1), stabiliser=m.squeeze(-1))
             dtype = state[2].dtype
         y, after = self.mix(x, before)
         return y, to_theirs(after, dtype)
@@ -35,8 +35,8 @@ def to_theirs(state: MixerState, dtype: torch.dtype) -> tuple[Tensor, Tensor, Te
     """For caches of this dtype."""
     assert state.recurrent is not None and state.stabiliser is not None
     m, factor = representable(state.stabiliser, dtype)
-    S = state.recurrent * factor[..., None, None].to(state.recurrent.dtype)
-    return S[..., :-1], S[..., -1], m[..., None]
+    S = state.recurrent * factor.to(state.recurrent.dtype).unsqueeze(-1).unsqueeze(-1)
+    return S[..., :-1], S[..., -1], m.unsqueeze(-1)
 
 
 def build(theirs: Any) -> MLSTM:

@@ -185,6 +185,28 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main(["bench", "--threads", "-1"]) == 2
 
 
+def test_tables(tmp_path, monkeypatch):
+    """Model types by kinds of calls; bold what is not as wanted; a dash for what was not measured."""
+    ratios = {"a-b-forward": 2.0, "a-b-decode": 0.5, "c-forward-backward": 1.234}
+    every = {
+        f"layers/{n}": Bar("layers", n, "", lambda e, r=r: measured(r), at_least=0.95)
+        for n, r in ratios.items()
+    }
+    every["import/mixers"] = Bar("import", "mixers", "", lambda e: measured(0.1), at_most=0.3)
+    monkeypatch.setattr(command, "bars", lambda: every)
+    file = tmp_path / "bench.md"
+    assert main(["bench", "--quick", "--markdown", str(file)]) == 0
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert torch.__version__ in lines[0]
+    assert "| `a-b` | 2 | – | **0.5** |" in lines and "| `c` | – | 1.23 | – |" in lines
+    assert "| import/mixers | 0.1 | ≤ 0.3 |" in lines
+    assert main(["bench", "--markdown", str(tmp_path)]) == 2
+
+
+def measured(ratio):
+    return Measured(ratio, ratio, 1.0, 1)
+
+
 def test_every_bar_has_a_name_of_its_own():
     every = command.bars()
     groups = {name.partition("/")[0] for name in every}

@@ -173,11 +173,38 @@ STEP_CASES = [
         ValueError,
         ["log_decay_t.A has shape [6, 4]", "[H, K] = [6, 3]"],
     ),
+    ({"log_decay_t": OuterDecay(torch.rand(2, 6), None)}, TypeError, ["log_decay_t.A is NoneType"]),
+    ({"log_decay_t": OuterDecay(None, -torch.rand(6, 3))}, TypeError, ["log_decay_t.dt is NoneType"]),
+    (
+        {"log_decay_t": OuterDecay(torch.rand(2, 6, 3), -torch.rand(6, 3))},
+        ValueError,
+        ["log_decay_t.dt has shape [2, 6, 3]"],
+    ),
+    ({"log_decay_t": torch.zeros(2, 6).double().to(torch.int32)}, TypeError, ["log_decay_t has dtype"]),
+    ({"log_decay_t": torch.zeros(2, 6, device="meta")}, ValueError, ["log_decay_t is on meta"]),
+    ({"log_decay_t": 0.5}, TypeError, ["log_decay_t is float"]),
     ({"log_decay_v_t": torch.zeros(2, 6, 3)}, ValueError, ["log_decay_v_t has shape", "[B, H, V]"]),
+    (
+        {"log_decay_v_t": torch.zeros(6, 5), "beta_t": torch.zeros(2, 6)},
+        ValueError,
+        ["beta_t was given together with log_decay_v_t"],
+    ),
     ({"beta_t": torch.zeros(2, 3)}, ValueError, ["beta_t has shape [2, 3]", "[B, H] = [2, 6]"]),
     ({"erase_t": (torch.zeros(2, 1, 3),)}, TypeError, ["erase_t is tuple", "a pair (x, y)"]),
     ({"state": torch.zeros(2, 6, 3, 3)}, ValueError, ["state has shape", "[2, 6, 3, 5]"]),
+    ({"state": torch.zeros(2, 6, 3)}, ValueError, ["state has shape"]),
+    ({"state": 0}, TypeError, ["state is int"]),
     ({"mask": torch.ones(3, dtype=torch.bool)}, ValueError, ["mask has shape [3]", "[2]"]),
+    ({"q_t": torch.randn(1, 3, 3), "k_t": torch.randn(1, 3, 3)}, ValueError, ["q_t has shape [1, 3, 3]"]),
+    ({"q_t": torch.randn(2, 4, 3), "k_t": torch.randn(2, 4, 3)}, ValueError, ["q_t has 4 heads"]),
+    ({"q_t": torch.randn(2, 0, 3), "k_t": torch.randn(2, 0, 3)}, ValueError, ["q_t has 0 heads"]),
+    ({"q_t": torch.randn(2, 3, 0), "k_t": torch.randn(2, 3, 0)}, ValueError, ["k_t has shape [2, 3, 0]"]),
+    ({"v_t": torch.randn(2, 6, 0)}, ValueError, ["v_t has shape [2, 6, 0]"]),
+    ({"v_t": torch.randn(2, 6, 5).double()}, TypeError, ["q_t has dtype torch.float32"]),
+    ({"v_t": torch.randn(6, 5)}, ValueError, ["v_t has shape [6, 5]"]),
+    ({"read": ["after"]}, ValueError, ["read is"]),
+    ({"scale": True}, TypeError, ["scale is True"]),
+    ({"scale": math.nan}, ValueError, ["scale is nan"]),
     ({"read": "later"}, ValueError, ["read is 'later'"]),
     ({"scale": math.inf}, ValueError, ["scale is inf", "finite"]),
     ({"inplace": 1}, TypeError, ["inplace is 1", "True or False"]),
@@ -187,10 +214,15 @@ STEP_CASES = [
 
 @pytest.mark.parametrize("changed, kind, says", STEP_CASES, ids=lambda x: None)
 def test_step_refuses(changed, kind, says):
-    arguments = {"q_t": torch.randn(2, 2, 3), "k_t": torch.randn(2, 3, 3), "v_t": torch.randn(2, 6, 5)}
-    step(**arguments)
-    with pytest.raises(kind, match=".*".join(map(re.escape, says))):
-        step(**{**arguments, **changed})
+    for heads in (2, 3):  # where q's heads are k's, `step` looks at its arguments in a shorter way first
+        arguments = {
+            "q_t": torch.randn(2, heads, 3),
+            "k_t": torch.randn(2, 3, 3),
+            "v_t": torch.randn(2, 6, 5),
+        }
+        step(**arguments)
+        with pytest.raises(kind, match=".*".join(map(re.escape, says))):
+            step(**{**arguments, **changed})
 
 
 def test_step_checks_values_on_request():

@@ -11,7 +11,7 @@ from interpreter import passed_interpreted
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mixerzoo.kernels import OuterDecay, operator, step
-from oracle import DECAYS, VALUE_DECAYS, arguments, error, leaves
+from oracle import DECAYS, VALUE_DECAYS, arguments, error, leaves, loop
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -64,6 +64,52 @@ def test_in_place(decay, value_decay):
         assert state.untyped_storage().data_ptr() == storage
         assert torch.equal(o, want)
         assert torch.equal(s, want_s)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (2, 2), (1, 1), (2, 4)])
+@pytest.mark.parametrize("sizes", [(16, 17), (16, 3), (1, 5)])
+@pytest.mark.parametrize("value_decay", [*VALUE_DECAYS, "beta"])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_plain_token(decay, value_decay, sizes, heads):
+    """The short way that most tokens take, against the definition, with states however they lie in memory."""
+    torch.manual_seed(0)
+    B, H, (K, V) = 2, 4, sizes
+    beta = torch.rand(B, H, dtype=torch.float64) if value_decay == "beta" else None
+    value_decay = "none" if beta is not None else value_decay
+    xs, state = one(B, H, K, V, decay=decay, value_decay=value_decay, heads=heads)
+    q, k, v, la, lb = xs
+    la_T = (
+        OuterDecay(la.dt[:, None], la.A)
+        if decay == "outer"
+        else la
+        if decay in ("none", "H")
+        else la[:, None]
+    )
+    lb_T = lb if value_decay in ("none", "HV") else lb[:, None]
+    apart = torch.zeros(B, 2, H, K, V, dtype=state.dtype)[:, 1]
+    turned = torch.zeros(B, H, V, K, dtype=state.dtype).mT
+    beta_T = None if beta is None else beta[:, None]
+    for read in ("after", "before"):
+        o, s = loop(q[:, None], k[:, None], v[:, None], la_T, lb_T, state, scale=0.3, read=read, beta=beta_T)
+        for given in (state.clone(), apart.copy_(state), turned.copy_(state)):
+            for inplace in (False, True):
+                found, new = step(
+                    *xs, beta_t=beta, state=given, scale=0.3, read=read, inplace=inplace, backend="torch"
+                )
+                assert error(found, o[:, 0]) < 1e-14
+                assert error(new, s) < 1e-14
+                assert (new is given) == inplace
+                assert inplace or torch.equal(given, state)
+
+
+def test_autocast_changes_nothing():
+    torch.manual_seed(0)
+    xs, state = one(2, 4, 32, 32, decay="BTH", dtype=torch.float32)
+    want = step(*xs, state=state)
+    for mask in (None, torch.ones(2, dtype=torch.bool)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = step(*xs, state=state, mask=mask)
+        assert all(error(a, b) < 1e-6 for a, b in zip(found, want, strict=True))
 
 
 def test_in_place_keeps_a_wider_state():
@@ -128,17 +174,20 @@ CASES = [
 
 @pytest.mark.parametrize("changed, kind, says", CASES, ids=lambda x: None)
 def test_refuses(changed, kind, says):
-    good = {
-        "q_t": torch.randn(2, 2, 3),
-        "k_t": torch.randn(2, 3, 3),
-        "v_t": torch.randn(2, 6, 5),
-        "state": torch.zeros(2, 6, 3, 5),
-        "inplace": True,
-    }
-    step(**good)
-    with pytest.raises(kind, match=".*".join(map(re.escape, says))):
-        step(**{**good, **changed})
-    assert not torch.equal(good["state"], torch.zeros(2, 6, 3, 5))  # the call before, and it alone, wrote
+    for heads in (2, 3):  # the longer way to look at arguments and the shorter one
+        good = {
+            "q_t": torch.randn(2, heads, 3),
+            "k_t": torch.randn(2, 3, 3),
+            "v_t": torch.randn(2, 6, 5),
+            "state": torch.zeros(2, 6, 3, 5),
+            "inplace": True,
+        }
+        step(**good)
+        written = good["state"].clone()
+        assert not torch.equal(written, torch.zeros(2, 6, 3, 5))
+        with pytest.raises(kind, match=".*".join(map(re.escape, says))):
+            step(**{**good, **changed})
+        assert torch.equal(good["state"], written)
 
 
 def test_without_a_gradient_a_leaf_is_written():
