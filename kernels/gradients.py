@@ -26,7 +26,6 @@ from .forms import (
     causal,
     cut,
     decay_state,
-    decay_steps,
     decayed,
     halves,
     is_scalar,
@@ -36,7 +35,6 @@ from .forms import (
     prefix,
     prefix_weight,
     read_state,
-    scanned_states,
     segment_weights,
     suffix,
     suffix_weight,
@@ -47,6 +45,7 @@ from .forms import (
 )
 from .memory import into, reuses
 from .order import Order
+from .scan_gradient import scan_gradient
 from .steps import Array, Gradients, Slice, Steps
 
 # (slice, S at its start, G at its end, dO) -> gradients of the slice, G at its start
@@ -235,50 +234,6 @@ def walk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
         grads.append(Gradients(dq, dk, dv, dla, dlb, dbeta, dx, dy))
     joined = (None if xs[0] is None else _cat(list(xs)) for xs in zip(*grads[::-1], strict=True))
     return Gradients(*joined), G
-
-
-# ------------------------------------------------------------------ block by block, all steps at once
-
-
-def scan_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
-    """The same for all steps of the block at once: two scans give every S and every G, C·K·V numbers each."""
-
-    def back(x: Array) -> Array:
-        return None if x is None else x.flip(-2)
-
-    state = scanned_states(c, S, order)[..., :-1, :, :]
-    adjoint = Slice(back(c.k), back(c.q), back(do), back(c.la), back(c.lb))
-    later = scanned_states(adjoint, G, order.adjoint).flip(-3)
-    G, G_start = later[..., 1:, :, :], later[..., 0, :, :]
-    q, k = c.q[..., :, None], c.k[..., :, None]
-    v, g = c.v[..., None, :], do[..., None, :]
-    read: Array = None
-    faded: Array = None
-    for event in order.events:
-        if event == "D":
-            state = faded = decay_steps(state, c)
-        elif event == "A":
-            state = state + k * v
-        else:
-            read = state
-    dq: Array = None
-    dk: Array = None
-    dv: Array = None
-    dla: Array = None
-    dlb: Array = None
-    for event in order.events[::-1]:
-        if event == "R":
-            dq = torch.sum(read * g, -1)
-            G = G + q * g
-        elif event == "A":
-            dk, dv = torch.sum(G * v, -1), torch.sum(G * k, -2)
-        else:
-            if c.la is not None or c.lb is not None:
-                pairs = faded * G
-                dla = None if c.la is None else _like(torch.sum(pairs, -1), c.la)
-                dlb = None if c.lb is None else torch.sum(pairs, -2)
-            G = decay_steps(G, c)
-    return Gradients(dq, dk, dv, dla, dlb), G_start
 
 
 # ------------------------------------------------------------------ the two sweeps

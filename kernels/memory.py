@@ -52,6 +52,18 @@ def into(name: Hashable, operation: Callable[..., Any], *args: Any, **options: A
     return operation(*args, **options, out=memory)
 
 
+def memory(name: Hashable, like: Any, n: int, *sizes: int) -> Any:
+    """Memory for a tensor [n, *sizes] under a name, that lasts as long as `into`'s; None where every result is
+    a new one."""
+    if _here.kept is None:
+        return None
+    key = name, like.dtype, sizes
+    found = _here.kept.get(key)
+    if found is None or found.shape[0] < n:
+        found = _here.kept[key] = like.new_empty(n, *sizes)
+    return found if found.shape[0] == n else found[:n]
+
+
 def once(operation: Callable[..., Any], x: Any, *options: Any) -> Any:
     """operation(x, *options), computed once where x is the very object of the last time: a constant decay's
     weights are the same in every block."""
