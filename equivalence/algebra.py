@@ -126,6 +126,9 @@ class Element:
     def reshape(self: E, *sizes: int) -> E:
         return self._each(lambda x: x.reshape(sizes))
 
+    def contiguous(self: E) -> E:
+        return self
+
     def expand(self: E, *sizes: int) -> E:
         return self._each(lambda x: np.broadcast_to(x, sizes))
 

@@ -45,6 +45,7 @@ from .forms import (
 )
 from .memory import into, reuses
 from .order import Order
+from .scan import end
 from .scan_gradient import scan_gradient
 from .steps import Array, Gradients, Slice, Steps
 
@@ -245,6 +246,7 @@ GRADIENTS: dict[str, BlockGradient] = {
 }
 # (slice, state before it) -> state after it
 Carry = Callable[[Slice, Array, Order], Array]
+CARRIES: dict[str, Carry] = {"chunk": carry, "recurrent": carry, "scan": end}
 
 
 def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = carry) -> list[Array]:

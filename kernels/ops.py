@@ -274,7 +274,7 @@ def torch_backward(
     given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
     block = (delta.GRADIENTS if x.erases else gradients.GRADIENTS)[kind]
-    carry: gradients.Carry = delta.carry if x.erases else forms.carry
+    carry = delta.carry if x.erases else gradients.CARRIES[kind]
     x, resets = _without_resets(x)
     size = _block(x, o, kind)
     found: list[Gradients] = []

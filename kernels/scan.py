@@ -150,7 +150,7 @@ def _rest(x: Array) -> Array:
     return x[1:]
 
 
-def write(name: str, k: Array, v: Array, d: Array, room: Array = None) -> Array:
+def write(k: Array, v: Array, d: Array, room: Array = None) -> Array:
     """What all steps write, after a decay d."""
     w = torch.mul(k, v, out=room)
     return w if d is None else torch.mul(w, d, out=room)
@@ -164,9 +164,9 @@ def scanned_states(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     numbers = math.prod(S.shape)
     early = d if order.key_decayed else None
     if room is None:
-        return d, torch.cat([S[None], lockstep(d, write("w", k, v, early), S, numbers)], 0)
+        return d, torch.cat([S[None], lockstep(d, write(k, v, early), S, numbers)], 0)
     room[0] = S
-    w = write("w", k, v, early, once(_rest, room))
+    w = write(k, v, early, once(_rest, room))
     lockstep(d, w, room[0], numbers)
     return d, room
 
@@ -183,6 +183,11 @@ def read(name: str, q: Array, x: Array) -> Array:
     return o.transpose(0, 1).transpose(1, 2)
 
 
+def end(c: Slice, S: Array, order: Order) -> Array:
+    """The state after a slice."""
+    return own(scanned_states(c, S, order)[1][-1].transpose(1, 2))
+
+
 def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """All states of a slice, and what is read of them."""
     d, states = scanned_states(c, S, order)
@@ -194,5 +199,5 @@ def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
             if event == "D":
                 seen = seen if d is None else d * seen
             else:
-                seen = seen + by_key(c.k) * by_value(c.v)
+                seen = torch.addcmul(seen, by_key(c.k), by_value(c.v))
     return read("read", by_key(c.q), seen), own(states[-1].transpose(1, 2))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from .memory import into, memory, own
+from .memory import into, memory, once, own
 from .order import Order
 from .scan import by_key, by_value, lockstep, read, scanned_states, write
 from .steps import Array, Gradients, Slice
@@ -26,7 +26,8 @@ def over_values(name: str, x: Array, y: Array, shared: bool) -> Array:
     if shared:
         dots = into(name, torch.matmul, x.reshape(n, b, keys, h * v), y.reshape(n, b, h * v, 1))
         return dots.reshape(n, b, 1, keys).transpose(0, 1).transpose(1, 2)
-    return _from_lanes(torch.sum(into("products", torch.mul, x, y), -1).mT)
+    products = into((name, "products"), torch.mul, x, y)
+    return _of_keys(products, False)
 
 
 def _from_lanes(x: Array) -> Array:
@@ -34,10 +35,18 @@ def _from_lanes(x: Array) -> Array:
     return x.transpose(0, 1).transpose(1, 2)
 
 
-def _between(at: int, events: str, ends: tuple[Array, Array], changes: dict[str, Callable[[Array], Array]]) -> Array:
-    """A state between events, `at` of which are before it, from those before and after all of them. Changes
-    are made in the order of the events, from the first end."""
-    first, last = ends
+def _of_keys(pairs: Array, shared: bool) -> Array:
+    """Sums over values, and over keys where they share a decay: [B, H, C, K or 1]."""
+    of_keys = pairs[..., 0] if pairs.shape[-1] == 1 else torch.sum(pairs, -1)
+    return _from_lanes(torch.sum(of_keys, 2, True).mT if shared else of_keys.mT)
+
+
+Changes = dict[str, Callable[[Array], Array]]
+
+
+def _between(at: int, events: str, first: Array, last: Array, changes: Changes) -> Array:
+    """A state after so many events, from those before and after all of them; what an event changes is made
+    from the first."""
     if not any(e in changes for e in events[at:]):
         return last
     for e in events[:at]:
@@ -45,42 +54,57 @@ def _between(at: int, events: str, ends: tuple[Array, Array], changes: dict[str,
     return first
 
 
+def adjoint_states(c: Slice, G: Array, do: Array, d: Array, order: Order) -> tuple[Array, Array]:
+    """The gradients of the states before and after each step: two of [C, B, K, H, V]."""
+    G = G.transpose(1, 2)
+    q, g, n = by_key(c.q), by_value(do), do.shape[-2]
+    room = memory("gradients of states", G, n + 1, *G.shape)
+    early = d if order.query_decayed else None
+    numbers = math.prod(G.shape)
+    if room is None:
+        before = lockstep(d, write(q, g, early), G, numbers, True)
+        return before, torch.cat([before[1:], G[None]], 0)
+    room[n] = G
+    before = once(_but_last, room)
+    lockstep(d, write(q, g, early, before), room[n], numbers, True, "back")
+    return before, room[1:]
+
+
+def _but_last(x: Array) -> Array:
+    return x[:-1]
+
+
 def scan_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
     """The gradient of a block: from the state before it, and the gradient of that after it."""
     d, states = scanned_states(c, S, order)
+    before, after = adjoint_states(c, G, do, d, order)
     q, k, v, g = by_key(c.q), by_key(c.k), by_value(c.v), by_value(do)
-    n, numbers = v.shape[0], math.prod(S.shape)
-    room = memory("gradients of states", S, n, *S.transpose(1, 2).shape)
-    early = d if order.query_decayed else None
-    G = G.transpose(1, 2)
-    before = lockstep(d, write("gradients of states", q, g, early, room), G, numbers, True, "back")
-    after = torch.cat([before[1:], G[None]], 0)
 
-    def fading(x: Array) -> Array:
-        return x if d is None else into("fading", torch.mul, x, d)
+    def fading(name: str) -> Callable[[Array], Array]:
+        return lambda x: x if d is None else into(name, torch.mul, x, d)
 
-    def at(event: str) -> tuple[Array, Array]:
-        """The state before an event, and the gradient of the state after it."""
-        i = order.events.index(event)
-        state = _between(
-            i, order.events, (states[:-1], states[1:]), {"D": fading, "A": lambda x: x + k * v}
-        )
-        later = _between(
-            2 - i, order.events[::-1], (after, before), {"D": fading, "R": lambda x: x + q * g}
-        )
-        return state, later
+    def adding(name: str, a: Array, b: Array) -> Callable[[Array], Array]:
+        return lambda x: into(name, torch.addcmul, x, a, b)
+
+    changes: Changes = {"D": fading("faded"), "A": adding("added", k, v)}
+    back: Changes = {"D": fading("faded back"), "R": adding("added back", q, g)}
+
+    def state(at: int) -> Array:
+        return _between(at, order.events, states[:-1], states[1:], changes)
+
+    def gradient(at: int) -> Array:
+        return _between(3 - at, order.events[::-1], after, before, back)
 
     dla: Array = None
     dlb: Array = None
     if d is not None:
-        state, later = at("D")
-        pairs = fading(into("pairs", torch.mul, state, later))
-        if c.la is not None:
-            dla = _from_lanes((torch.sum(pairs, -1)).mT)
-            dla = dla.sum(-1, True) if c.la.shape[-1] == 1 else dla
+        at = order.events.index("D")
+        at = 3 if at == 2 else at  # a state before its decay meets its gradient there; after it they are the same
+        pairs = into("pairs", torch.mul, state(at), gradient(at))
+        dla = None if c.la is None else _of_keys(pairs, c.la.shape[-1] == 1)
         dlb = None if c.lb is None else _from_lanes(torch.sum(pairs, 2))
-    _, written = at("A")
-    seen, _ = at("R")
+    written = gradient(order.events.index("A"))
+    seen = state(order.events.index("R"))
     dq = over_values("dq", seen, g, c.q.shape[1] == 1)
     dk = over_values("dk", written, v, c.k.shape[1] == 1)
     dv = read("dv", k, written)

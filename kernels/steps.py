@@ -80,6 +80,7 @@ class Steps:
         self.beta, self.x, self.y = beta, x, y
         self.resets, self.out = resets, out
         self._constants: dict[tuple[str, int], Array] = {}
+        self._rates: Array = None
         self.scale, self.reverse, self.dtype = scale, reverse, dtype
         self.batch, self.length, self.heads = v.shape[:3]
 
@@ -111,6 +112,13 @@ class Steps:
             self._constants[name, n] = self._cast(x)[None, :, None].expand(1, h, n, d)
         return self._constants[name, n]
 
+    def _times_outer(self, dt: Array) -> Array:
+        """dt [B,H,C,1] times A [H,K], with heads next to each other in memory (there are few keys)."""
+        if self._rates is None:
+            self._rates = self._cast(self.outer).mT.contiguous()
+        dt = dt.transpose(1, 2).mT
+        return into("dt·A", torch.mul, dt, self._rates).mT.transpose(1, 2)
+
     def slice(self, i: int, j: int) -> Slice:
         q = self._spread(self._cut(self.q, i, j))
         if self.scale != 1.0:
@@ -124,7 +132,7 @@ class Steps:
             else:
                 la = self._cut(la if la.ndim == 4 else la[..., None], i, j).transpose(1, 2)
             if self.outer is not None:
-                dt, la = la, la * self._cast(self.outer)[:, None]
+                dt, la = la, self._times_outer(la)
                 if self.resets is not None:
                     la = la.masked_fill(self.resets[:, None] & (dt > 0), -math.inf)
         if lb is not None:
