@@ -9,6 +9,7 @@ probability: no rounding, no tolerance. Nothing is translated for it. The elemen
 - `Field`: elements of GF(p), with +, -, *, @, sums and cumulative sums.
 - `Log`: the formal logarithm of a field element. It holds the element itself; + multiplies, a sum is a
   product, 0 is 1, -inf is 0, and exp drops the logarithm. Mixing it with linear values is a TypeError.
+  Times log2(e) it is a `Binary`, one to base 2, which exp2 drops.
 - `Integer`: whole numbers, by which a Log may be multiplied: n · log a = log aⁿ.
 - `Interval`: elements of the free monoid, whose + joins neighbours: tells whether a network of
   compositions keeps their order, whatever is composed.
@@ -28,6 +29,7 @@ import numpy.typing as npt
 import torch
 
 MODULUS = (1 << 61) - 1
+LOG2E = math.log2(math.e)
 
 Words = npt.NDArray[np.uint64]
 
@@ -144,6 +146,9 @@ class Element:
     def exp(self) -> Element:
         raise self._refused("exp")
 
+    def exp2(self) -> Element:
+        raise self._refused("exp2")
+
     def zeros_like(self: E) -> E:
         raise self._refused("zeros_like")
 
@@ -210,10 +215,22 @@ def _tril(x: Any, diagonal: int = 0) -> Any:
     return _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like())
 
 
+def _result(f: Any) -> Any:
+    """f, whose results here are new ones: the memory that torch may be given for them is None."""
+
+    def run(*xs: Any, out: None = None) -> Any:
+        if out is not None:
+            raise TypeError("elements are not written over")
+        return f(*xs)
+
+    return run
+
+
 _TORCH: dict[str, Any] = {
-    "add": operator.add,
+    "add": _result(operator.add),
     "sub": operator.sub,
-    "mul": operator.mul,
+    "mul": _result(operator.mul),
+    "addcmul": _result(lambda x, y, z: x + y * z),
     "neg": operator.neg,
     "matmul": operator.matmul,
     "tril": _tril,
@@ -227,6 +244,7 @@ _TORCH: dict[str, Any] = {
     "sum": lambda x, dim, keepdim=False: x.sum(dim, keepdim),
     "cumsum": lambda x, dim: x.cumsum(dim),
     "exp": lambda x: x.exp(),
+    "exp2": _result(lambda x: x.exp2()),
     "zeros_like": lambda x: x.zeros_like(),
     "linalg_solve_triangular": _solve_triangular,
 }
@@ -332,7 +350,9 @@ class Log(Element):
         """-inf if that is among them. No other order is there."""
         return -math.inf if (self.parts[0] == 0).any() else 0.0
 
-    def __mul__(self, n: object) -> Log:
+    def __mul__(self, n: object) -> Any:
+        if n == LOG2E:
+            return Binary(*self.parts)
         if not isinstance(n, Integer):
             raise self._refused("*", n)
         exponents = n.parts[0]
@@ -360,6 +380,13 @@ class Log(Element):
     def zeros_like(self) -> Log:
         value, *tangents = self.parts
         return Log(np.ones_like(value), *map(np.zeros_like, tangents))
+
+
+class Binary(Element):
+    """Logarithms to base 2: the element is held, and the tangent of its natural logarithm."""
+
+    def exp2(self) -> Field:
+        return Log(*self.parts).exp()
 
 
 class Integer(Element):

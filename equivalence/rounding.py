@@ -206,6 +206,16 @@ class Bounded(Element):
             error = np.where(np.isneginf(x), 0.0, _outward(largest * relative + a.tiny, 4096))
             return Bounded(np.exp(x), error, a)
 
+    def exp2(self) -> Bounded:
+        """As exp, of a logarithm to base 2."""
+        a, ln2 = self.arithmetic, math.log(2)
+        x = self.computed.astype(np.float64)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            largest = np.exp2(x + 2 * self.error)
+            relative = -np.expm1(-ln2 * self.error) + EXP_UNITS * a.unit
+            error = np.where(np.isneginf(x), 0.0, _outward(largest * relative + a.tiny, 4096))
+            return Bounded(np.exp2(x), error, a)
+
     def zeros_like(self) -> Bounded:
         return self._each(np.zeros_like)
 

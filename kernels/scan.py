@@ -34,7 +34,7 @@ CALL, NUMBER = 1.2e-6, 6e-11
 def after(S: Array, step: Element, out: Array = None) -> Array:
     """The state after a step."""
     d, w = step
-    return torch.add(w, S, out=out) if d is None else torch.addcmul(w, d, S, out=out)
+    return torch.add(S, w, out=out) if d is None else torch.addcmul(w, d, S, out=out)
 
 
 def compose(first: Element, then: Element, out: Element = (None, None)) -> Element:

@@ -80,7 +80,7 @@ class Steps:
         self.beta, self.x, self.y = beta, x, y
         self.resets, self.out = resets, out
         self._constants: dict[tuple[str, int], Array] = {}
-        self._rates: Array = None
+        self._transposed: Array = None
         self.scale, self.reverse, self.dtype = scale, reverse, dtype
         self.batch, self.length, self.heads = v.shape[:3]
 
@@ -114,10 +114,20 @@ class Steps:
 
     def _times_outer(self, dt: Array) -> Array:
         """dt [B,H,C,1] times A [H,K], with heads next to each other in memory (there are few keys)."""
-        if self._rates is None:
-            self._rates = self._cast(self.outer).mT.contiguous()
-        dt = dt.transpose(1, 2).mT
-        return into("dt·A", torch.mul, dt, self._rates).mT.transpose(1, 2)
+        return into("dt·A", torch.mul, dt.transpose(1, 2).mT, self._rates()).mT.transpose(1, 2)
+
+    def _rates(self) -> Array:
+        """A as [K,H]."""
+        if self._transposed is None:
+            self._transposed = self._cast(self.outer).mT.contiguous()
+        return self._transposed
+
+    def _pull_back_outer(self, dt: Array, g: Array) -> tuple[Array, Array]:
+        """Gradients of dt [B,H,C,1] and of A, from those of dt·A."""
+        dt, g = dt.transpose(1, 2).mT, g.transpose(1, 2).mT
+        by_time = torch.sum(into("times A", torch.mul, g, self._rates()), 2, True)
+        by_rate = torch.sum(into("times dt", torch.mul, g, dt), 1).sum(0)
+        return by_time.mT.transpose(1, 2), by_rate.mT
 
     def slice(self, i: int, j: int) -> Slice:
         q = self._spread(self._cut(self.q, i, j))
@@ -180,8 +190,7 @@ class Steps:
             la: Array = g.la
             if self.outer is not None:
                 dt = self._cut(self.log_decay[..., None], i, j).transpose(1, 2)
-                douter = (la * dt).sum(2).sum(0)
-                la = (la * self._cast(self.outer)[:, None]).sum(-1, True)
+                la, douter = self._pull_back_outer(dt, la)
             if self.log_decay.ndim == 1:
                 dla = la.sum(2).sum(0)[:, 0]
             else:

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...kernels import forms, recurrence
 from ...kernels.operator import DELTA_FORMS
+from ...kernels.scan import LOG2E
 from ...kernels.order import ALL_ORDERS
 from ...kernels.steps import Steps
 from ..theorem import Budget, Check, Collection, Counterexample, Side, Tally
@@ -46,6 +47,8 @@ class BaseTwo(TorchFunctionMode):
     def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if f is torch.exp:
             return torch.exp2(*args)
+        if f is torch.mul and args[1] is LOG2E:
+            args = (args[0], 1.0)  # on the way to exp2
         if self.half and f in (torch.Tensor.__matmul__, torch.matmul):
             args = tuple(x.bfloat16().float() for x in args)
         return f(*args, **(kwargs or {}))
