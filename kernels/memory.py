@@ -64,6 +64,17 @@ def memory(name: Hashable, like: Any, n: int, *sizes: int) -> Any:
     return found if found.shape[0] == n else found[:n]
 
 
+def lend(name: Hashable, x: Any) -> None:
+    """Memory that the next result of this name may go to, if its operation can."""
+    if _here.kept is not None:
+        _here.kept[name] = x
+
+
+def lent(name: Hashable) -> Any:
+    """What was lent under this name, which it is no more; None if nothing was."""
+    return None if _here.kept is None else _here.kept.pop(name, None)
+
+
 def once(operation: Callable[..., Any], x: Any, *options: Any) -> Any:
     """operation(x, *options), computed once where x is the very object of the last time: a constant decay's
     weights are the same in every block."""

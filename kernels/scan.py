@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from .memory import into, memory, once, own, reuses
+from .memory import into, lent, memory, once, own, reuses
 from .order import Order
 from .steps import Array, Slice
 
@@ -31,16 +32,15 @@ Element = tuple[Array, Array]
 CALL, NUMBER = 1.2e-6, 6e-11
 
 
-def after(S: Array, step: Element, out: Array = None) -> Array:
+def after(S: Array, step: Element) -> Array:
     """The state after a step."""
     d, w = step
-    return torch.add(S, w, out=out) if d is None else torch.addcmul(w, d, S, out=out)
+    return S + w if d is None else torch.addcmul(w, d, S)
 
 
-def compose(first: Element, then: Element, out: Element = (None, None)) -> Element:
+def compose(first: Element, then: Element) -> Element:
     """Two steps as one: the associative operator of the scan."""
-    d = None if first[0] is None else torch.mul(first[0], then[0], out=out[0])
-    return d, after(first[1], then, out[1])
+    return None if first[0] is None else first[0] * then[0], after(first[1], then)
 
 
 # ------------------------------------------------------------------ two levels
@@ -78,12 +78,34 @@ def _in_time(states: list[Array], n: int, back: bool) -> Array:
     return torch.cat(states, 0)[sorted(range(n), key=at.__getitem__)]
 
 
-def folded(steps: list[Element]) -> Element:
-    """Steps as one."""
-    whole = compose(steps[0], steps[1])
-    for step in steps[2:]:
-        whole = compose(whole, step, whole if reuses() else (None, None))
-    return whole
+def folded(steps: Iterable[Element]) -> Element:
+    """Steps as one: two at least."""
+    first, second, *rest = steps
+    d, w = compose(first, second)
+    if not reuses():
+        for step in rest:
+            d, w = compose((d, w), step)
+        return d, w
+    for a, x in rest:  # `compose` in place
+        if a is not None:
+            torch.mul(d, a, out=d)
+            torch.addcmul(x, a, w, out=w)
+        else:
+            torch.add(w, x, out=w)
+    return d, w
+
+
+def states_in_turn(start: Array, steps: Iterable[Element]) -> list[Array]:
+    """The states after each step, from that before them. Where memory is reused, in that of what is written."""
+    states = []
+    if reuses():
+        for d, w in steps:  # `after` in place
+            start = torch.add(start, w, out=w) if d is None else torch.addcmul(w, d, start, out=w)
+        return [start]
+    for step in steps:
+        start = after(start, step)
+        states.append(start)
+    return states
 
 
 def lockstep(d: Array, w: Array, S: Array, numbers: int, back: bool = False, name: str = "") -> Array:
@@ -92,21 +114,21 @@ def lockstep(d: Array, w: Array, S: Array, numbers: int, back: bool = False, nam
     n = w.shape[0]
     length = group_length(n, numbers)
     ws, ws_full = once(by_step, w, length, back, "w" + name)
-    ds, ds_full = [None] * length, [None] * length
-    if d is not None:
+    ds, ds_full = ws, ws_full
+    if d is None:
+        ds = ds_full = [None] * length
+    else:
         ds, ds_full = once(by_step, d, length, back, "d" + name)
     start = S[None]
     if length < n:
-        whole = folded(list(zip(ds_full, ws_full, strict=True)))
+        whole = folded(zip(ds_full, ws_full, strict=True))
         starts = lockstep(*whole, S, numbers, back, name + "+")
         start = torch.cat([starts, start] if back else [start, starts], 0)
-    states = []
-    for step in zip(ds, ws, strict=True):
-        m = step[1].shape[0]
-        if m < start.shape[0]:  # the last group to be walked has ended
-            start = start[1:] if back else start[:m]
-        start = after(start, step, step[1] if reuses() else None)
-        states.append(start)
+    all_groups = n - (start.shape[0] - 1) * length  # after so many steps the last group has ended
+    states = states_in_turn(start, zip(ds[:all_groups], ws[:all_groups], strict=True))
+    if all_groups < length:
+        start = states[-1][1:] if back else states[-1][:-1]
+        states += states_in_turn(start, zip(ds[all_groups:], ws[all_groups:], strict=True))
     return w if reuses() else _in_time(states, n, back)
 
 
@@ -175,7 +197,11 @@ def read(name: str, q: Array, x: Array) -> Array:
     """Sums over keys of q [C, B, K, H or 1, 1] times x [C, B, K, H, V]: [B, H, C, V]."""
     n, b, keys, h, v = x.shape
     if keys == 1:
-        o = into(name, torch.mul, x, q)[:, :, 0]
+        room = lent(name)
+        if room is None:
+            o = into(name, torch.mul, x, q)[:, :, 0]
+        else:
+            o = torch.mul(x[:, :, 0], q[:, :, 0], out=_first(room))
     elif q.shape[3] == 1:
         o = into(name, torch.matmul, q.reshape(n, b, 1, keys), x.reshape(n, b, keys, h * v)).reshape(n, b, h, v)
     else:
@@ -200,4 +226,4 @@ def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
                 seen = seen if d is None else d * seen
             else:
                 seen = torch.addcmul(seen, by_key(c.k), by_value(c.v))
-    return read("read", by_key(c.q), seen), own(states[-1].transpose(1, 2))
+    return read("outputs", by_key(c.q), seen), own(states[-1].transpose(1, 2))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .memory import into
+from .memory import into, lend
 
 # A tensor, or anything that takes part in torch functions the way one does (`mixerzoo.equivalence.algebra`).
 Array = Any
@@ -149,6 +149,8 @@ class Steps:
             lb = self._over_time("lb", lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
         beta = None if self.beta is None else self._cut(self.beta[..., None], i, j).transpose(1, 2)
         x, y = (None if z is None else self._spread(self._cut(z, i, j)) for z in (self.x, self.y))
+        if self.out is not None and self.out.dtype == v.dtype and not self.reverse:
+            lend("outputs", self.out[:, i:j].transpose(1, 2))
         return Slice(q, k, v, la, lb, beta, x, y)
 
     def cut_like_values(self, x: Array, i: int, j: int) -> Array:
@@ -163,8 +165,8 @@ class Steps:
         j = i + o.shape[1]
         if self.reverse:
             self.out[:, self.length - j : self.length - i].copy_(o.flip(1))
-        else:
-            self.out[:, i:j].copy_(o)
+        elif o.data_ptr() != (there := self.out[:, i:j]).data_ptr():
+            there.copy_(o)
         return True
 
     def _gather(self, g: Array, heads: int) -> Array:
