@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from .scan import group_length
+
 CALL = 5e-6  # seconds that one torch call costs whatever its size
 ELEMENT = 4e-10  # seconds to read, transform and write one element
 FLOP = 2e-11  # seconds for one FLOP inside a batched matrix product
@@ -31,8 +33,8 @@ def _state_numbers(p: Problem) -> int:
 
 
 def scan_block(p: Problem) -> int:
-    """Steps to scan at a time: as many as keep their states in a cache, 2^18 numbers, but 32 at least."""
-    return max(32, (1 << 18) // _state_numbers(p))
+    """Steps to scan at a time: as many as keep their states in a cache, 2^19 numbers, but 16 at least."""
+    return max(16, (1 << 19) // _state_numbers(p))
 
 
 def walk_block(p: Problem) -> int:
@@ -74,7 +76,10 @@ def estimate(form: str, p: Problem, size: int) -> float:
         return 30 * CALL + carry + lanes * T * T * per_pair
     if form == "scan":
         C = min(scan_block(p), T)
-        return math.ceil(T / C) * 20 * math.log2(C + 1) * CALL + lanes * T * K * V * 35 * ELEMENT
+        length = group_length(C, _state_numbers(p))
+        # One step of all groups is a third of a call's cost here: the block's other calls lay their operands out.
+        steps = length if length == C else 3 * length + C // length
+        return math.ceil(T / C) * (15 + steps / 3) * CALL + lanes * T * K * V * 6 * ELEMENT
     raise ValueError(form)
 
 
