@@ -95,7 +95,7 @@ def uses_triton(x: Operands, o: Options) -> bool:
 
 # Heads with fewer keys or values leave a matrix unit nothing to do (as in triton_core/config.py), and as many
 # numbers of states over all steps take longer than a call of a kernel.
-NARROW, LONG = 16, 1 << 18
+NARROW, LONG = 16, 1 << 14
 
 
 def uses_numba(x: Operands, o: Options) -> bool:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 
@@ -32,15 +32,27 @@ Element = tuple[Array, Array]
 CALL, NUMBER = 1.2e-6, 6e-11
 
 
-def after(S: Array, step: Element) -> Array:
+def after(S: Array, step: Element, out: Array = None) -> Array:
     """The state after a step."""
     d, w = step
-    return S + w if d is None else torch.addcmul(w, d, S)
+    return torch.add(S, w, out=out) if d is None else torch.addcmul(w, d, S, out=out)
 
 
-def compose(first: Element, then: Element) -> Element:
+def compose(first: Element, then: Element, out: Element = (None, None)) -> Element:
     """Two steps as one: the associative operator of the scan."""
-    return None if first[0] is None else first[0] * then[0], after(first[1], then)
+    d = None if first[0] is None else torch.mul(first[0], then[0], out=out[0])
+    return d, after(first[1], then, out[1])
+
+
+class Algebra(NamedTuple):
+    """What a step does to a state, and how two steps are one: with both, either in memory that is given."""
+
+    after: Callable[..., Array]
+    compose: Callable[..., Element]
+
+
+def linear() -> Algebra:
+    return Algebra(after, compose)
 
 
 # ------------------------------------------------------------------ two levels
@@ -78,57 +90,46 @@ def _in_time(states: list[Array], n: int, back: bool) -> Array:
     return torch.cat(states, 0)[sorted(range(n), key=at.__getitem__)]
 
 
-def folded(steps: Iterable[Element]) -> Element:
+def folded(steps: Iterable[Element], compose: Callable[..., Element]) -> Element:
     """Steps as one: two at least."""
     first, second, *rest = steps
-    d, w = compose(first, second)
-    if not reuses():
-        for step in rest:
-            d, w = compose((d, w), step)
-        return d, w
-    for a, x in rest:  # `compose` in place
-        if a is not None:
-            torch.mul(d, a, out=d)
-            torch.addcmul(x, a, w, out=w)
-        else:
-            torch.add(w, x, out=w)
-    return d, w
+    whole = compose(first, second)
+    for step in rest:
+        whole = compose(whole, step, whole if reuses() else (None, None))
+    return whole
 
 
-def states_in_turn(start: Array, steps: Iterable[Element]) -> list[Array]:
-    """The states after each step, from that before them. Where memory is reused, in that of what is written."""
+def in_turn(start: Array, steps: Iterable[Element], after: Callable[..., Array]) -> list[Array]:
+    """The states after each step, from that before them: where memory is reused, in place of what is written."""
     states = []
-    if reuses():
-        for d, w in steps:  # `after` in place
-            start = torch.add(start, w, out=w) if d is None else torch.addcmul(w, d, start, out=w)
-        return [start]
     for step in steps:
-        start = after(start, step)
+        start = after(start, step, step[1] if reuses() else None)
         states.append(start)
     return states
 
 
-def lockstep(d: Array, w: Array, S: Array, numbers: int, back: bool = False, name: str = "") -> Array:
+def lockstep(
+    d: Array, w: Array, S: Array, numbers: int, back: bool = False, name: str = "", algebra: Algebra | None = None
+) -> Array:
     """The states after each of n steps, from S [...]: d [n, ...] or None, w [n, ...]; back from the last step.
-    Where memory is reused they take the place of w."""
+    `numbers` are those of a state. Where memory is reused they take the place of w."""
     n = w.shape[0]
     length = group_length(n, numbers)
+    algebra = algebra or linear()
     ws, ws_full = once(by_step, w, length, back, "w" + name)
-    ds, ds_full = ws, ws_full
-    if d is None:
-        ds = ds_full = [None] * length
-    else:
-        ds, ds_full = once(by_step, d, length, back, "d" + name)
+    nothing = [None] * length
+    ds, ds_full = (nothing, nothing) if d is None else once(by_step, d, length, back, "d" + name)
     start = S[None]
     if length < n:
-        whole = folded(zip(ds_full, ws_full, strict=True))
-        starts = lockstep(*whole, S, numbers, back, name + "+")
+        whole = folded(zip(ds_full, ws_full, strict=True), algebra.compose)
+        starts = lockstep(*whole, S, numbers, back, name + "+", algebra)
         start = torch.cat([starts, start] if back else [start, starts], 0)
+    steps = list(zip(ds, ws, strict=True))
     all_groups = n - (start.shape[0] - 1) * length  # after so many steps the last group has ended
-    states = states_in_turn(start, zip(ds[:all_groups], ws[:all_groups], strict=True))
+    states = in_turn(start, steps[:all_groups], algebra.after)
     if all_groups < length:
         start = states[-1][1:] if back else states[-1][:-1]
-        states += states_in_turn(start, zip(ds[all_groups:], ws[all_groups:], strict=True))
+        states += in_turn(start, steps[all_groups:], algebra.after)
     return w if reuses() else _in_time(states, n, back)
 
 

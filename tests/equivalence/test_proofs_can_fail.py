@@ -88,7 +88,7 @@ def test_the_loop_drops_the_ragged_tail(monkeypatch):
 
 def test_the_scan_composes_in_the_wrong_order(monkeypatch):
     real = scan.compose
-    monkeypatch.setattr(scan, "compose", lambda first, then: real(then, first))
+    monkeypatch.setattr(scan, "compose", lambda first, then, out=(None, None): real(then, first))
     # Associative it still is.
     assert not failures("forms/scan-associative")
     caught("forms/scan-network", "forms/scan")
@@ -97,7 +97,7 @@ def test_the_scan_composes_in_the_wrong_order(monkeypatch):
 def test_the_scan_loses_a_decay(monkeypatch):
     real = scan.compose
 
-    def compose(first, then):
+    def compose(first, then, out=(None, None)):
         return first[0], real(first, then)[1]
 
     monkeypatch.setattr(scan, "compose", compose)
