@@ -77,7 +77,7 @@ def estimate(form: str, p: Problem, size: int) -> float:
     if form == "scan":
         C = min(scan_block(p), T)
         length = group_length(C, _state_numbers(p))
-        # One step of all groups is a third of a call's cost here: the block's other calls lay their operands out.
+        # A step of all groups costs a third of a call: its operands are laid out already.
         steps = length if length == C else 3 * length + C // length
         return math.ceil(T / C) * (15 + steps / 3) * CALL + lanes * T * K * V * 6 * ELEMENT
     raise ValueError(form)

@@ -15,7 +15,8 @@ form keeps them inside one block at a time). Everything here is differentiable a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -249,6 +250,10 @@ Carry = Callable[[Slice, Array, Order], Array]
 CARRIES: dict[str, Carry] = {"chunk": carry, "recurrent": carry, "scan": end}
 
 
+# Blocks whose states are all kept; of more than these, some are, and the others are made again.
+MANY = 32
+
+
 def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = carry) -> list[Array]:
     """The state at the start of every block, and at the end: length T/size + 1."""
     states = [S]
@@ -256,6 +261,26 @@ def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = c
         S = carry(steps.slice(i, min(i + size, len(steps))), S, order)
         states.append(S)
     return states
+
+
+def states_back(
+    steps: Source, S: Array, order: Order, size: int, carry: Carry
+) -> Iterator[tuple[int, Array]]:
+    """The start of every block and the state there, the last first. Of many blocks only about the root of their
+    number is kept, of states and of those between two of them: a second sweep for less memory."""
+    starts = range(0, len(steps), size)
+    apart = 1 if len(starts) <= MANY else math.isqrt(len(starts))
+    kept = [S]
+    for i in starts[:-1]:
+        S = carry(steps.slice(i, i + size), S, order)
+        if (i // size + 1) % apart == 0:
+            kept.append(S)
+    for n in reversed(range(len(kept))):
+        between = [kept.pop()]
+        blocks = starts[n * apart : (n + 1) * apart]
+        for i in blocks[:-1]:
+            between.append(carry(steps.slice(i, i + size), between[-1], order))
+        yield from zip(reversed(blocks), reversed(between), strict=True)
 
 
 def vjp(
@@ -269,10 +294,13 @@ def vjp(
     carry: Carry = carry,
 ) -> tuple[Gradients, Array]:
     """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state."""
-    starts = list(range(0, len(steps), size))
-    states = states_at(steps, S, order, size, carry)
+    if carry is end:
+        states = states_back(steps, S, order, size, carry)
+    else:
+        every = states_at(steps, S, order, size, carry)[:-1]
+        states = zip(reversed(range(0, len(steps), size)), reversed(every), strict=True)
     pieces, found, G = [], None, dS
-    for i, S_start in zip(reversed(starts), reversed(states[:-1]), strict=True):
+    for i, S_start in states:
         j = min(i + size, len(steps))
         g, G = block(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
         piece = steps.pull_back(i, j, g)

@@ -53,8 +53,8 @@ def into(name: Hashable, operation: Callable[..., Any], *args: Any, **options: A
 
 
 def memory(name: Hashable, like: Any, n: int, *sizes: int) -> Any:
-    """Memory for a tensor [n, *sizes] under a name, that lasts as long as `into`'s; None where every result is
-    a new one."""
+    """Memory for a tensor [n, *sizes] under a name, that lasts as long as `into`'s; None where every result
+    is a new one."""
     if _here.kept is None:
         return None
     key = name, like.dtype, sizes

@@ -262,7 +262,7 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
                     steps.keep(0, piece)
             states.append(state)
     state = states[0] if len(states) == 1 else torch.cat(states)
-    return out, state
+    return out, state.contiguous()
 
 
 def torch_backward(

@@ -1,9 +1,9 @@
 """The scan: every state of a block of steps at once, by steps that many groups of them take in lockstep.
 
 A block is m groups of L steps. L compositions, each of one step of all groups, make every group one step; a
-scan of these m, by the same code, gives the state at the start of each; and L additions, again one step of all
-groups each, give the states of all steps. That is 2L + m calls for m·L steps and twice the work, which pays
-where a state is so small that a call costs more than its numbers; elsewhere a group is the whole block.
+scan of these m, by the same code, gives the state at the start of each; and L steps from there, again of all
+groups at once, give the states of all steps. That is 3L + m calls for m·L steps and twice the work, which
+pays where a state is so small that a call costs more than its numbers; elsewhere a group is the whole block.
 
 Decays enter as products of numbers in [0, 1]: nothing is divided or subtracted, underflow is harmless, and a
 log-decay of -inf is a factor 0. States lie [C, B, K, H, V], so that a step of all of them is one piece of
@@ -62,19 +62,25 @@ def _time(steps: int, numbers: int, length: int) -> float:
     """Estimated seconds of a scan in groups of this length."""
     groups = -(-steps // length)
     call = CALL + NUMBER * numbers * groups
-    return length * call * (1 if groups == 1 else 3) + (0 if groups == 1 else groups * (CALL + NUMBER * numbers))
+    return length * call * (1 if groups == 1 else 3) + (
+        0 if groups == 1 else groups * (CALL + NUMBER * numbers)
+    )
 
 
 @functools.lru_cache(1 << 12)
-def group_length(steps: int, numbers: int) -> int:
-    """Steps of a group, where a state has so many numbers."""
+def _group_length(steps: int, numbers: int) -> int:
     lengths = [steps, *(1 << i for i in range(1, 12) if 1 << i < steps)]
     return min(lengths, key=lambda length: _time(steps, numbers, length))
 
 
+def group_length(steps: int, numbers: int) -> int:
+    """Steps of a group, where a state has so many numbers (sizes that are traced become those at hand)."""
+    return _group_length(int(steps), int(numbers))
+
+
 def by_step(x: Array, length: int, back: bool, name: str) -> tuple[list[Array], list[Array]]:
-    """Of every step of a group, those of all groups [m, ...], in the order of walking; and the same without the
-    last group to be walked, which may be shorter (the name tells apart what is kept by `once`)."""
+    """Of every step of a group, those of all groups [m, ...], in the order of walking; and the same without
+    the last group to be walked, which may be shorter (the name tells apart what is kept by `once`)."""
     n = x.shape[0]
     full = -(-n // length) - 1
     firsts = [(n - 1 - l) % length for l in range(length)] if back else range(length)
@@ -100,7 +106,7 @@ def folded(steps: Iterable[Element], compose: Callable[..., Element]) -> Element
 
 
 def in_turn(start: Array, steps: Iterable[Element], after: Callable[..., Array]) -> list[Array]:
-    """The states after each step, from that before them: where memory is reused, in place of what is written."""
+    """The states after each step, from that before them; where memory is reused, in place of the writes."""
     states = []
     for step in steps:
         start = after(start, step, step[1] if reuses() else None)
@@ -109,9 +115,15 @@ def in_turn(start: Array, steps: Iterable[Element], after: Callable[..., Array])
 
 
 def lockstep(
-    d: Array, w: Array, S: Array, numbers: int, back: bool = False, name: str = "", algebra: Algebra | None = None
+    d: Array,
+    w: Array,
+    S: Array,
+    numbers: int,
+    back: bool = False,
+    name: str = "",
+    algebra: Algebra | None = None,
 ) -> Array:
-    """The states after each of n steps, from S [...]: d [n, ...] or None, w [n, ...]; back from the last step.
+    """The states after each of n steps, from S [...]: d [n, ...] or None, w [n, ...]; back from the last.
     `numbers` are those of a state. Where memory is reused they take the place of w."""
     n = w.shape[0]
     length = group_length(n, numbers)
@@ -204,7 +216,9 @@ def read(name: str, q: Array, x: Array) -> Array:
         else:
             o = torch.mul(x[:, :, 0], q[:, :, 0], out=_first(room))
     elif q.shape[3] == 1:
-        o = into(name, torch.matmul, q.reshape(n, b, 1, keys), x.reshape(n, b, keys, h * v)).reshape(n, b, h, v)
+        o = into(name, torch.matmul, q.reshape(n, b, 1, keys), x.reshape(n, b, keys, h * v)).reshape(
+            n, b, h, v
+        )
     else:
         o = torch.sum(into("products", torch.mul, x, q), 2)
     return o.transpose(0, 1).transpose(1, 2)

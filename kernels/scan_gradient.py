@@ -99,7 +99,9 @@ def scan_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
     dlb: Array = None
     if d is not None:
         at = order.events.index("D")
-        at = 3 if at == 2 else at  # a state before its decay meets its gradient there; after it they are the same
+        at = (
+            3 if at == 2 else at
+        )  # a state before its decay meets its gradient there; after it they are the same
         pairs = into("pairs", torch.mul, state(at), gradient(at))
         dla = None if c.la is None else _of_keys(pairs, c.la.shape[-1] == 1)
         dlb = None if c.lb is None else _from_lanes(torch.sum(pairs, 2))

@@ -127,7 +127,7 @@ class _Through(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: object, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: object, g: Tensor) -> tuple[Tensor, None]:
         return g, None
 
 
@@ -145,7 +145,7 @@ def _blocks(x: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _max_plus_(f: Tensor, m: Tensor, start: Tensor) -> Tensor:
-    """m_t ← max(f_t + m_{t-1}, m_t) from `start`, in the place of m [B, T, ...]: a block of steps in lockstep."""
+    """m_t ← max(f_t + m_{t-1}, m_t) from `start`, in the place of m [B, T, ...], in lockstep."""
     return lockstep(f.transpose(0, 1), m.transpose(0, 1), start, start.numel(), algebra=MAX_PLUS)
 
 
@@ -169,7 +169,7 @@ def _stabilised(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
 
 
 def _max_plus(f: Tensor, m: Tensor) -> Tensor:
-    """m_t ← max(f_t + m_{t-1}, m_t) from t = 1. Where it is differentiated, or on a GPU, in log2(T) passes."""
+    """m_t ← max(f_t + m_{t-1}, m_t) from t = 1. Differentiated, or on a GPU, in log2(T) passes."""
     if _plain(m):
         with reusing():
             return _max_plus_(f, m, torch.full_like(m[:, 0], -torch.inf)).transpose(0, 1)

@@ -11,7 +11,7 @@ import torch
 from ...kernels import forms, ops, scan
 from ...kernels.order import ALL_ORDERS, READS, Order
 from ...kernels.steps import Slice
-from ..algebra import Field, Interval, Log
+from ..algebra import Field, Interval
 from ..theorem import Budget, Check, Collection, Counterexample, Side, Tally
 from .identities import AT_ONCE, IN_PIECES, LATTICE, Case, identity, minus_infinity, same, splits
 from .problems import (
@@ -224,7 +224,9 @@ def _prefixes(n: int, numbers: int, back: bool) -> list[tuple[int, int]]:
     start = np.arange(n).reshape(n, 1)
     steps = Interval(start, start + 1)  # of walking, whichever way
     try:
-        found = scan.lockstep(None, steps.flip(0) if back else steps, Interval(*np.zeros((2, 1), int)), numbers, back)
+        found = scan.lockstep(
+            None, steps.flip(0) if back else steps, Interval(*np.zeros((2, 1), int)), numbers, back
+        )
     except ValueError as e:
         raise Counterexample(f"n = {n}, states of {numbers}: {e}") from e
     return (found.flip(0) if back else found).tolist()
@@ -234,8 +236,8 @@ def _prefixes(n: int, numbers: int, back: bool) -> list[tuple[int, int]]:
     "forms/scan-network",
     "The network of the scan gives all n prefixes, each a composition of all its steps in order. "
     "Run on intervals of time, whose composition fails unless they are neighbours.",
-    "every n from 1 to 600 (quick: to 130), in groups of the lengths for states of 1, 1,000 and 30,000 numbers, in "
-    "both directions",
+    "every n from 1 to 600 (quick: to 130), in groups of the lengths for states of 1, 1,000 and 30,000 "
+    "numbers, in both directions",
     "exact",
     formula="scan([0,1), [1,2), …, [n−1,n)) = [0,1), [0,2), …, [0,n)",
     left=Side("the network of kernels.scan.lockstep, run on the free monoid", _prefixes),

@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from ...kernels import forms, recurrence
 from ...kernels.operator import DELTA_FORMS
-from ...kernels.scan import LOG2E
 from ...kernels.order import ALL_ORDERS
+from ...kernels.scan import LOG2E
 from ...kernels.steps import Steps
 from ..theorem import Budget, Check, Collection, Counterexample, Side, Tally
 from .examples import FORMS, Arguments, loop

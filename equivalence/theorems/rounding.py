@@ -18,8 +18,8 @@ Three things are asked of each:
 
 from __future__ import annotations
 
-import itertools
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from decimal import Decimal
@@ -454,15 +454,16 @@ for _name, _base, _logarithm, _exp in (
 ):
     THEOREMS(
         f"rounding/{_name}",
-        f"torch's {_name} is within 2 units in the last place of the true one, which the bounds on rounding assume; "
-        "it is 1 at 0 and 0 at -inf.",
-        f"float32 and float64, log-decays (base {_base}) from -10^-8 to the smallest whose {_name} is a normal "
-        "number, 4,000 of each (quick: 400), against Python's correctly rounded decimal exp",
+        f"torch's {_name} is within 2 units in the last place of the true one, which the bounds on rounding "
+        "assume; it is 1 at 0 and 0 at -inf.",
+        f"float32 and float64, log-decays (base {_base}) from -10^-8 to the smallest whose {_name} is a "
+        "normal number, 4,000 of each (quick: 400), against Python's correctly rounded decimal exp",
         "bound",
         formula=f"|fl({_name} x) − {_name} x| ≤ 2 ulp({_name} x) for x ≤ 0",
         left=Side(f"torch.{_name}", _exp),
         right=Side(
-            f"{_name} of decimal numbers, to 90 digits", functools.partial(_decimal_power, logarithm=_logarithm)
+            f"{_name} of decimal numbers, to 90 digits",
+            functools.partial(_decimal_power, logarithm=_logarithm),
         ),
     )(functools.partial(_within_its_bound, float(_logarithm)))
 
