@@ -32,9 +32,10 @@ def _state_numbers(p: Problem) -> int:
     return max(1, p.batch * p.heads * p.key_dim * p.value_dim)
 
 
-def scan_block(p: Problem) -> int:
-    """Steps to scan at a time: as many as keep their states in a cache, 2^19 numbers, but 16 at least."""
-    return max(16, (1 << 19) // _state_numbers(p))
+def scan_block(p: Problem, gradient: bool = False) -> int:
+    """Steps to scan at a time: as many as keep their states in a cache, 3·2^18 numbers, but 12 at least. The
+    gradient, which has three times as much beside them, scans fewer."""
+    return max(12, (9 << 15 if gradient else 3 << 18) // _state_numbers(p))
 
 
 def walk_block(p: Problem) -> int:

@@ -249,7 +249,6 @@ GRADIENTS: dict[str, BlockGradient] = {
 Carry = Callable[[Slice, Array, Order], Array]
 CARRIES: dict[str, Carry] = {"chunk": carry, "recurrent": carry, "scan": end}
 
-
 # Blocks whose states are all kept; of more than these, some are, and the others are made again.
 MANY = 32
 
@@ -266,8 +265,8 @@ def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = c
 def states_back(
     steps: Source, S: Array, order: Order, size: int, carry: Carry
 ) -> Iterator[tuple[int, Array]]:
-    """The start of every block and the state there, the last first. Of many blocks only about the root of their
-    number is kept, of states and of those between two of them: a second sweep for less memory."""
+    """The start of every block and the state there, the last first. Of many blocks only about the root of
+    their number is kept, of states and of those between two of them: a second sweep for less memory."""
     starts = range(0, len(steps), size)
     apart = 1 if len(starts) <= MANY else math.isqrt(len(starts))
     kept = [S]

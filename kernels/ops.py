@@ -149,11 +149,13 @@ def form_of(x: Operands, o: Options) -> str:
     return choose_form(_problem(x), o.chunk_size or CHUNK) if o.form == "auto" else o.form
 
 
-def _block(x: Operands, o: Options, form: str) -> int:
-    """Steps that a form takes at a time."""
+def _block(x: Operands, o: Options, form: str, gradient: bool = False) -> int:
+    """Steps that a form takes at a time, or its gradient."""
     if o.chunk_size is not None:
         return o.chunk_size
-    blocks = {"parallel": parallel_block, "scan": scan_block, "recurrent": walk_block}
+    if form == "scan":
+        return scan_block(_problem(x), gradient)
+    blocks = {"parallel": parallel_block, "recurrent": walk_block}
     return blocks[form](_problem(x)) if form in blocks else CHUNK
 
 
@@ -276,7 +278,7 @@ def torch_backward(
     block = (delta.GRADIENTS if x.erases else gradients.GRADIENTS)[kind]
     carry = delta.carry if x.erases else gradients.CARRIES[kind]
     x, resets = _without_resets(x)
-    size = _block(x, o, kind)
+    size = _block(x, o, kind, True)
     found: list[Gradients] = []
     states = []
     with _full_precision(x.v.device, o.precision):

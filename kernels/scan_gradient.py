@@ -84,7 +84,7 @@ def scan_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
         return lambda x: x if d is None else into(name, torch.mul, x, d)
 
     def adding(name: str, a: Array, b: Array) -> Callable[[Array], Array]:
-        return lambda x: into(name, torch.addcmul, x, a, b)
+        return lambda x: torch.addcmul(x, a, b, out=memory(name, x, *x.shape))
 
     changes: Changes = {"D": fading("faded"), "A": adding("added", k, v)}
     back: Changes = {"D": fading("faded back"), "R": adding("added back", q, g)}
@@ -95,19 +95,18 @@ def scan_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
     def gradient(at: int) -> Array:
         return _between(3 - at, order.events[::-1], after, before, back)
 
+    written = gradient(order.events.index("A"))
+    dk = over_values("dk", written, v, c.k.shape[1] == 1)
+    dv = read("dv", k, written)
+    dq = over_values("dq", state(order.events.index("R")), g, c.q.shape[1] == 1)
     dla: Array = None
     dlb: Array = None
     if d is not None:
         at = order.events.index("D")
-        at = (
-            3 if at == 2 else at
-        )  # a state before its decay meets its gradient there; after it they are the same
-        pairs = into("pairs", torch.mul, state(at), gradient(at))
+        # A state times its gradient is the same before a decay and after it: where both are there already.
+        at = 3 if at == 2 else at
+        x = state(at)
+        pairs = torch.mul(x, gradient(at), out=memory("added back", x, *x.shape))
         dla = None if c.la is None else _of_keys(pairs, c.la.shape[-1] == 1)
         dlb = None if c.lb is None else _from_lanes(torch.sum(pairs, 2))
-    written = gradient(order.events.index("A"))
-    seen = state(order.events.index("R"))
-    dq = over_values("dq", seen, g, c.q.shape[1] == 1)
-    dk = over_values("dk", written, v, c.k.shape[1] == 1)
-    dv = read("dv", k, written)
     return Gradients(dq, dk, dv, dla, dlb), own(before[0].transpose(1, 2))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .memory import into, lend
+from .memory import into, lend, memory
 
 # A tensor, or anything that takes part in torch functions the way one does (`mixerzoo.equivalence.algebra`).
 Array = Any
@@ -114,7 +114,9 @@ class Steps:
 
     def _times_outer(self, dt: Array) -> Array:
         """dt [B,H,C,1] times A [H,K], with heads next to each other in memory (there are few keys)."""
-        return into("dt·A", torch.mul, dt.transpose(1, 2).mT, self._rates()).mT.transpose(1, 2)
+        dt, rates = dt.transpose(1, 2).mT, self._rates()
+        room = memory("dt·A", dt, *dt.shape[:2], *rates.shape)
+        return torch.mul(dt, rates, out=room).mT.transpose(1, 2)
 
     def _rates(self) -> Array:
         """A as [K,H]."""
@@ -125,8 +127,9 @@ class Steps:
     def _pull_back_outer(self, dt: Array, g: Array) -> tuple[Array, Array]:
         """Gradients of dt [B,H,C,1] and of A, from those of dt·A."""
         dt, g = dt.transpose(1, 2).mT, g.transpose(1, 2).mT
-        by_time = torch.sum(into("times A", torch.mul, g, self._rates()), 2, True)
-        by_rate = torch.sum(into("times dt", torch.mul, g, dt), 1).sum(0)
+        room = memory("dt·A", g, *g.shape)  # it has been used
+        by_time = torch.sum(torch.mul(g, self._rates(), out=room), 2, True)
+        by_rate = torch.sum(torch.mul(g, dt, out=room), 1).sum(0)
         return by_time.mT.transpose(1, 2), by_rate.mT
 
     def slice(self, i: int, j: int) -> Slice:
