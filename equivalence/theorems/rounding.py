@@ -165,11 +165,12 @@ OPERANDS = ("q", "k", "v", "log_decay", "log_decay_v", "beta", "x", "y", "outer"
 
 def vjp(kind: str, p: Problem, x: Operands, do: Any, dS: Any) -> Results:
     """Gradients of all operands, by the code that runs in production."""
-    blocks, carry = (
-        (gradients.GRADIENTS, forms.carry) if p.erasing == "none" else (delta.GRADIENTS, delta.carry)
-    )
+    if p.erasing == "none":
+        block, carry = gradients.GRADIENTS[kind], gradients.CARRIES[kind]
+    else:
+        block, carry = delta.GRADIENTS[kind], delta.carry
     state = x.initial_state
-    g, dS0 = gradients.vjp(steps(x, p.reverse), state, do, dS, p.order, p.block, blocks[kind], carry)
+    g, dS0 = gradients.vjp(steps(x, p.reverse), state, do, dS, p.order, p.block, block, carry)
     found = {n: y for n, y in zip(OPERANDS, g, strict=True) if y is not None}
     return {**found, "initial_state": dS0}
 
