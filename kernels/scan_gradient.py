@@ -41,6 +41,10 @@ def _of_keys(pairs: Array, shared: bool) -> Array:
     return _from_lanes(torch.sum(of_keys, 2, True).mT if shared else of_keys.mT)
 
 
+def _over_keys(pairs: Array) -> Array:
+    return pairs[:, :, 0] if pairs.shape[2] == 1 else torch.sum(pairs, 2)
+
+
 Changes = dict[str, Callable[[Array], Array]]
 
 
@@ -108,5 +112,5 @@ def scan_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
         x = state(at)
         pairs = torch.mul(x, gradient(at), out=memory("added back", x, *x.shape))
         dla = None if c.la is None else _of_keys(pairs, c.la.shape[-1] == 1)
-        dlb = None if c.lb is None else _from_lanes(torch.sum(pairs, 2))
+        dlb = None if c.lb is None else _from_lanes(_over_keys(pairs))
     return Gradients(dq, dk, dv, dla, dlb), own(before[0].transpose(1, 2))
