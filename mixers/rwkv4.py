@@ -86,9 +86,9 @@ class RWKV4(RecurrentMixer):
         w = self.time_decay.to(acc).clamp(max=80).exp()  # a decay of 0 from far below
         s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
         e = torch.exp(s.log_write)
-        now = k + self.time_first.to(acc)
-        top = torch.maximum(s.before, now.detach())  # the larger of the two that are added is 1
-        past, now = torch.exp((s.before - top).to(acc)), torch.exp((now - top).to(acc))
+        ahead = (k + self.time_first.to(acc) - s.before).to(acc)
+        # Of the two that are added the larger is 1: both divided by it, which changes nothing.
+        past, now = torch.exp((-ahead).clamp(max=0)), torch.exp(ahead.clamp(max=0))
         written = torch.cat([e * v, e], -1).to(v.dtype)[:, :, None]
         one = torch.ones_like(written[..., :1])
         decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]
