@@ -129,6 +129,9 @@ class Element:
     def reshape(self: E, *sizes: int) -> E:
         return self._each(lambda x: x.reshape(sizes))
 
+    def contiguous(self: E) -> E:
+        return self
+
     def expand(self: E, *sizes: int) -> E:
         return self._each(lambda x: np.broadcast_to(x, sizes))
 
@@ -210,10 +213,22 @@ def _tril(x: Any, diagonal: int = 0) -> Any:
     return _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like())
 
 
+def _result(f: Any) -> Any:
+    """f, whose results here are new ones: the memory that torch may be given for them is None."""
+
+    def run(*xs: Any, out: None = None) -> Any:
+        if out is not None:
+            raise TypeError("elements are not written over")
+        return f(*xs)
+
+    return run
+
+
 _TORCH: dict[str, Any] = {
-    "add": operator.add,
+    "add": _result(operator.add),
     "sub": operator.sub,
-    "mul": operator.mul,
+    "mul": _result(operator.mul),
+    "addcmul": _result(lambda x, y, z: x + y * z),
     "neg": operator.neg,
     "matmul": operator.matmul,
     "tril": _tril,

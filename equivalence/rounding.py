@@ -10,8 +10,9 @@ What is assumed of an arithmetic with unit roundoff u (the standard model, secti
 two numbers is (1 + δ) times the true one, |δ| ≤ u, and where a product or exp underflows also wrong by at
 most the smallest normal number (which covers flushing to zero). Sums of n terms and inner products are taken
 in any order, fused or not: γ(n) = n u / (1 - n u) of the sum of absolute values (sections 3.1 and 4.2). exp
-is wrong by at most 2 ulp, which `rounding/exp` checks of torch. A triangular system is solved by substitution
-in any order, so that the computed solution is that of a matrix wrong by γ(n) of itself (section 8.1).
+and exp2 are wrong by at most 2 ulp, which `rounding/exp` and `rounding/exp2` check of torch. A triangular
+system is solved by substitution in any order, so that the computed solution is that of a matrix wrong by γ(n)
+of itself (section 8.1).
 
 Every bound holds for *any* computation that keeps to this, not only for the one carried: operands count with
 the largest magnitude that any could have. So it holds for torch on a CPU or a GPU, whose sums are ordered
@@ -207,12 +208,12 @@ class Bounded(Element):
             return Bounded(np.exp(x), error, a)
 
     def exp2(self) -> Bounded:
-        """As exp, by the logarithm to base 2."""
-        a = self.arithmetic
+        """As exp, of a logarithm to base 2."""
+        a, ln2 = self.arithmetic, math.log(2)
         x = self.computed.astype(np.float64)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             largest = np.exp2(x + 2 * self.error)
-            relative = -np.expm1(-self.error * math.log(2) * (1 + 2.0**-50)) + EXP_UNITS * a.unit
+            relative = -np.expm1(-ln2 * self.error) + EXP_UNITS * a.unit
             error = np.where(np.isneginf(x), 0.0, _outward(largest * relative + a.tiny, 4096))
             return Bounded(np.exp2(x), error, a)
 

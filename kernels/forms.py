@@ -23,6 +23,7 @@ import torch
 from .decays import exp
 from .memory import copied, increased, into, matmul, once, plus_product, scaled
 from .order import Order
+from .scan import scan
 from .steps import Array, Slice
 from .tree import Level, Side, in_chunks, tree, tree_map, until_end
 
@@ -251,10 +252,6 @@ def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Array, A
     return into("weights", causal, W, 0, order), since, until, exp(total(lb))
 
 
-def _constant(x: Array) -> bool:
-    return isinstance(x, torch.Tensor) and x.shape[-2] > 1 and x.stride(-2) == 0
-
-
 def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int, keep: bool = False) -> Map:
     """Of chunks q, k [chunks, ..., C, K] with their log-decays [..., T, D], of which one is None at least."""
     if la is not None:
@@ -264,8 +261,7 @@ def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int,
     if lb is None:
         P = into("map", causal, products, 0, order)
         return Map(P, products, None, None, None, keys, None, [])
-    shared = once(_shared_weights, lb, size, order) if _constant(lb) else _shared_weights(lb, size, order)
-    W, since, until, every = shared
+    W, since, until, every = once(_shared_weights, lb, size, order)
     return Map(into("map", torch.mul, products, W), products, W, since, until, keys, every, [])
 
 
@@ -311,92 +307,6 @@ def chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """One chunk."""
     (o,), S = chunks(c, S, order, c.v.shape[-2])
     return o, S
-
-
-# ------------------------------------------------------------------ scan
-
-
-def _compose(first: tuple[Array, ...], then: tuple[Array, ...]) -> tuple[Array, ...]:
-    """The associative operator on (la [..., D], lb [..., D], S [..., K, V])."""
-    (la1, lb1, S1), (la2, lb2, S2) = first, then
-
-    def plus(x: Array, y: Array) -> Array:
-        return None if x is None else x + y
-
-    def row(x: Array) -> Array:
-        return None if x is None else x[..., None, :]
-
-    return plus(la1, la2), plus(lb1, lb2), decay_state(S1, row(la2), row(lb2)) + S2
-
-
-def _map(f: Callable[..., Array], *elements: tuple[Array, ...]) -> tuple[Array, ...]:
-    """f on each part of an element, with the axis of time in front of the part's own."""
-    return tuple(
-        None if parts[0] is None else f(axis, *parts)
-        for axis, *parts in zip((-2, -2, -3), *elements, strict=True)
-    )
-
-
-def _pick(x: Array, axis: int, s: slice) -> Array:
-    return x[(..., s) + (slice(None),) * (-axis - 1)]
-
-
-def associative_scan(x: tuple[Array, ...], n: int) -> tuple[Array, ...]:
-    """All n prefixes, in about 2n compositions and 2·log2(n) levels."""
-    if n == 1:
-        return x
-
-    def part(e: tuple[Array, ...], start: int | None, stop: int | None, stride: int) -> tuple[Array, ...]:
-        return _map(lambda axis, p: _pick(p, axis, slice(start, stop, stride)), e)
-
-    m = n // 2
-    odd = associative_scan(_compose(part(x, 0, 2 * m, 2), part(x, 1, 2 * m, 2)), m)
-    even = part(x, 0, 1, 1)
-    if n > 2:
-        later = _compose(part(odd, 0, (n - 1) // 2, 1), part(x, 2, None, 2))
-        even = _map(lambda axis, a, b: _cat([a, b], axis), even, later)
-
-    def interleave(axis: int, e: Array, o: Array) -> Array:
-        both = torch.stack([_pick(e, axis, slice(0, m)), o], axis)
-        shape = list(o.shape)
-        shape[axis] = 2 * m
-        both = both.reshape(*shape)
-        return both if n == 2 * m else _cat([both, _pick(e, axis, slice(m, None))], axis)
-
-    return _map(interleave, even, odd)
-
-
-def scanned_states(c: Slice, S: Array, order: Order) -> Array:
-    """The states before, between and after all steps of a slice: [..., C + 1, K, V]."""
-    n = c.v.shape[-2]
-    k, v = c.k, c.v
-    if order.key_decayed:
-        k, v = decayed(k, c.la), decayed(v, c.lb)
-    writes = k[..., :, None] * v[..., None, :]
-    start = S[..., None, :, :] + torch.zeros_like(writes[..., :1, :, :])
-
-    def with_start(x: Array) -> Array:
-        return None if x is None else _cat([_first_zero(x), x])
-
-    return associative_scan((with_start(c.la), with_start(c.lb), _cat([start, writes], -3)), n + 1)[2]
-
-
-def decay_steps(S: Array, c: Slice) -> Array:
-    """One step's decay on each of its states [..., C, K, V]."""
-    la, lb = (None if x is None else x[..., None, :] for x in (c.la, c.lb))
-    return decay_state(S, la, lb)
-
-
-def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
-    """Associative scan over (la, lb, S): every state of the slice at once, C·K·V numbers."""
-    states = scanned_states(c, S, order)
-    if order.events[-1] == "R":
-        read = states[..., 1:, :, :]
-    else:
-        read = states[..., :-1, :, :]
-        for event in order.events[: order.events.index("R")]:
-            read = read + c.k[..., :, None] * c.v[..., None, :] if event == "A" else decay_steps(read, c)
-    return torch.sum(c.q[..., :, None] * read, -2), states[..., -1, :, :]
 
 
 # ------------------------------------------------------------------ drivers

@@ -16,7 +16,8 @@ form keeps them inside one block at a time). Everything here is differentiable a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -32,12 +33,10 @@ from .forms import (
     chunk_map,
     cut,
     decay_state,
-    decay_steps,
     later,
     next_state,
     prefix,
     read_state,
-    scanned_states,
     sides,
     suffix,
     together,
@@ -47,6 +46,8 @@ from .forms import (
 )
 from .memory import increased, into, matmul, own, plus_product, reuses, scaled
 from .order import Order
+from .scan import end
+from .scan_gradient import scan_gradient
 from .steps import Array, Gradients, Slice, Steps
 from .tree import (
     Both,
@@ -311,50 +312,6 @@ def walk_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tupl
     return Gradients(*joined), G
 
 
-# ------------------------------------------------------------------ block by block, all steps at once
-
-
-def scan_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
-    """The same for all steps of the block at once: two scans give every S and every G, C·K·V numbers each."""
-
-    def back(x: Array) -> Array:
-        return None if x is None else x.flip(-2)
-
-    state = scanned_states(c, S, order)[..., :-1, :, :]
-    adjoint = Slice(back(c.k), back(c.q), back(do), back(c.la), back(c.lb))
-    later = scanned_states(adjoint, G, order.adjoint).flip(-3)
-    G, G_start = later[..., 1:, :, :], later[..., 0, :, :]
-    q, k = c.q[..., :, None], c.k[..., :, None]
-    v, g = c.v[..., None, :], do[..., None, :]
-    read: Array = None
-    faded: Array = None
-    for event in order.events:
-        if event == "D":
-            state = faded = decay_steps(state, c)
-        elif event == "A":
-            state = state + k * v
-        else:
-            read = state
-    dq: Array = None
-    dk: Array = None
-    dv: Array = None
-    dla: Array = None
-    dlb: Array = None
-    for event in order.events[::-1]:
-        if event == "R":
-            dq = torch.sum(read * g, -1)
-            G = G + q * g
-        elif event == "A":
-            dk, dv = torch.sum(G * v, -1), torch.sum(G * k, -2)
-        else:
-            if c.la is not None or c.lb is not None:
-                pairs = faded * G
-                dla = None if c.la is None else _like(torch.sum(pairs, -1), c.la)
-                dlb = None if c.lb is None else torch.sum(pairs, -2)
-            G = decay_steps(G, c)
-    return Gradients(dq, dk, dv, dla, dlb), G_start
-
-
 # ------------------------------------------------------------------ the two sweeps
 
 GRADIENTS: dict[str, BlockGradient] = {
@@ -364,6 +321,10 @@ GRADIENTS: dict[str, BlockGradient] = {
 }
 # (slice, state before it) -> state after it
 Carry = Callable[[Slice, Array, Order], Array]
+CARRIES: dict[str, Carry] = {"chunk": carry, "recurrent": carry, "scan": end}
+
+# Blocks whose states are all kept; of more than these, some are, and the others are made again.
+MANY = 32
 
 
 def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = carry) -> list[Array]:
@@ -373,6 +334,26 @@ def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = c
         S = carry(steps.slice(i, min(i + size, len(steps))), S, order)
         states.append(S)
     return states
+
+
+def states_back(
+    steps: Source, S: Array, order: Order, size: int, carry: Carry
+) -> Iterator[tuple[int, Array]]:
+    """The start of every block and the state there, the last first. Of many blocks only about the root of
+    their number is kept, of states and of those between two of them: a second sweep for less memory."""
+    starts = range(0, len(steps), size)
+    apart = 1 if len(starts) <= MANY else math.isqrt(len(starts))
+    kept = [S]
+    for i in starts[:-1]:
+        S = carry(steps.slice(i, i + size), S, order)
+        if (i // size + 1) % apart == 0:
+            kept.append(S)
+    for n in reversed(range(len(kept))):
+        between = [kept.pop()]
+        blocks = starts[n * apart : (n + 1) * apart]
+        for i in blocks[:-1]:
+            between.append(carry(steps.slice(i, i + size), between[-1], order))
+        yield from zip(reversed(blocks), reversed(between), strict=True)
 
 
 def vjp(
@@ -390,10 +371,13 @@ def vjp(
     part = size
     if block is chunk_gradient:
         run, size = functools.partial(chunk_gradients, size=size), size * together(steps, size)
-    starts = list(range(0, len(steps), size))
-    states = states_at(steps, S, order, size, carry)
+    if carry is end:
+        states = states_back(steps, S, order, size, carry)
+    else:
+        every = states_at(steps, S, order, size, carry)[:-1]
+        states = zip(reversed(range(0, len(steps), size)), reversed(every), strict=True)
     pieces, found, G = [], None, dS
-    for i, S_start in zip(reversed(starts), reversed(states[:-1]), strict=True):
+    for i, S_start in states:
         j = min(i + size, len(steps))
         gs, G = run(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
         gs = gs if isinstance(gs, list) else [gs]

@@ -62,20 +62,38 @@ def kept(name: Hashable, make: Callable[[], Any]) -> Any:
     return _here.kept[name]
 
 
+def memory(name: Hashable, like: Any, n: int, *sizes: int) -> Any:
+    """Memory for a tensor [n, *sizes] under a name, that lasts as long as `into`'s; None where every result
+    is a new one."""
+    if _here.kept is None:
+        return None
+    key = name, like.dtype, sizes
+    found = _here.kept.get(key)
+    if found is None or found.shape[0] < n:
+        found = _here.kept[key] = like.new_empty(n, *sizes)
+    return found if found.shape[0] == n else found[:n]
+
+
+def lend(name: Hashable, x: Any) -> None:
+    """Memory that the next result of this name may go to, if its operation can."""
+    if _here.kept is not None:
+        _here.kept[name] = x
+
+
+def lent(name: Hashable) -> Any:
+    """What was lent under this name, which it is no more; None if nothing was."""
+    return None if _here.kept is None else _here.kept.pop(name, None)
+
+
 def once(operation: Callable[..., Any], x: Any, *options: Any) -> Any:
     """operation(x, *options), computed once where x is the very object of the last time: a constant decay's
-    weights are the same in every block. In memory of its own."""
+    weights are the same in every block."""
     if _here.kept is None:
         return operation(x, *options)
     name = (operation, *options)
     found = _here.kept.get(name)
     if found is None or found[0] is not x:
-        before, _here.kept = _here.kept, None
-        try:
-            found = (x, operation(x, *options))
-        finally:
-            _here.kept = before
-        _here.kept[name] = found
+        found = _here.kept[name] = (x, operation(x, *options))
     return found[1]
 
 

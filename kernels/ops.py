@@ -95,7 +95,7 @@ def uses_triton(x: Operands, o: Options) -> bool:
 
 # Heads with fewer keys or values leave a matrix unit nothing to do (as in triton_core/config.py), and as many
 # numbers of states over all steps take longer than a call of a kernel.
-NARROW, LONG = 16, 1 << 15
+NARROW, LONG = 16, 1 << 14
 
 
 def uses_numba(x: Operands, o: Options) -> bool:
@@ -149,11 +149,13 @@ def form_of(x: Operands, o: Options) -> str:
     return choose_form(_problem(x), o.chunk_size or CHUNK) if o.form == "auto" else o.form
 
 
-def _block(x: Operands, o: Options, form: str) -> int:
-    """Steps that a form takes at a time."""
+def _block(x: Operands, o: Options, form: str, gradient: bool = False) -> int:
+    """Steps that a form takes at a time, or its gradient."""
     if o.chunk_size is not None:
         return o.chunk_size
-    blocks = {"parallel": parallel_block, "scan": scan_block, "recurrent": walk_block}
+    if form == "scan":
+        return scan_block(_problem(x), gradient)
+    blocks = {"parallel": parallel_block, "recurrent": walk_block}
     return blocks[form](_problem(x)) if form in blocks else CHUNK
 
 
@@ -262,7 +264,7 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
                     steps.keep(0, piece)
             states.append(state)
     state = states[0] if len(states) == 1 else torch.cat(states)
-    return out, state
+    return out, state.contiguous()
 
 
 def torch_backward(
@@ -274,9 +276,9 @@ def torch_backward(
     given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
     block = (delta.GRADIENTS if x.erases else gradients.GRADIENTS)[kind]
-    carry: gradients.Carry = delta.carry if x.erases else forms.carry
+    carry = delta.carry if x.erases else gradients.CARRIES[kind]
     x, resets = _without_resets(x)
-    size = _block(x, o, kind)
+    size = _block(x, o, kind, True)
     found: list[Gradients] = []
     states = []
     with _full_precision(x.v.device, o.precision):

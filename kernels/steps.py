@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .memory import into
+from .memory import into, lend, memory
 
 # A tensor, or anything that takes part in torch functions the way one does (`mixerzoo.equivalence.algebra`).
 Array = Any
@@ -80,6 +80,7 @@ class Steps:
         self.beta, self.x, self.y = beta, x, y
         self.resets, self.out = resets, out
         self._constants: dict[tuple[str, int], Array] = {}
+        self._transposed: Array = None
         self.scale, self.reverse, self.dtype = scale, reverse, dtype
         self.batch, self.length, self.heads = v.shape[:3]
 
@@ -116,6 +117,26 @@ class Steps:
             self._constants[name, n] = self._cast(x)[None, :, None].expand(1, h, n, d)
         return self._constants[name, n]
 
+    def _times_outer(self, dt: Array) -> Array:
+        """dt [B,H,C,1] times A [H,K], with heads next to each other in memory (there are few keys)."""
+        dt, rates = dt.transpose(1, 2).mT, self._rates()
+        room = memory("dt·A", dt, *dt.shape[:2], *rates.shape)
+        return torch.mul(dt, rates, out=room).mT.transpose(1, 2)
+
+    def _rates(self) -> Array:
+        """A as [K,H]."""
+        if self._transposed is None:
+            self._transposed = self._cast(self.outer).mT.contiguous()
+        return self._transposed
+
+    def _pull_back_outer(self, dt: Array, g: Array) -> tuple[Array, Array]:
+        """Gradients of dt [B,H,C,1] and of A, from those of dt·A."""
+        dt, g = dt.transpose(1, 2).mT, g.transpose(1, 2).mT
+        room = memory("dt·A", g, *g.shape)  # it has been used
+        by_time = torch.sum(torch.mul(g, self._rates(), out=room), 2, True)
+        by_rate = torch.sum(torch.mul(g, dt, out=room), 1).sum(0)
+        return by_time.mT.transpose(1, 2), by_rate.mT
+
     def slice(self, i: int, j: int) -> Slice:
         q = self._spread(self._cut(self.q, i, j))
         if self.scale != 1.0:
@@ -129,13 +150,15 @@ class Steps:
             else:
                 la = self._cut(la if la.ndim == 4 else la[..., None], i, j).transpose(1, 2)
             if self.outer is not None:
-                dt, la = la, la * self._cast(self.outer)[:, None]
+                dt, la = la, self._times_outer(la)
                 if self.resets is not None:
                     la = la.masked_fill(self.resets[:, None] & (dt > 0), -math.inf)
         if lb is not None:
             lb = self._over_time("lb", lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
         beta = None if self.beta is None else self._cut(self.beta[..., None], i, j).transpose(1, 2)
         x, y = (None if z is None else self._spread(self._cut(z, i, j)) for z in (self.x, self.y))
+        if self.out is not None and self.out.dtype == v.dtype and not self.reverse:
+            lend("outputs", self.out[:, i:j].transpose(1, 2))
         return Slice(q, k, v, la, lb, beta, x, y)
 
     def cut_like_values(self, x: Array, i: int, j: int) -> Array:
@@ -150,8 +173,8 @@ class Steps:
         j = i + o.shape[1]
         if self.reverse:
             self.out[:, self.length - j : self.length - i].copy_(o.flip(1))
-        else:
-            self.out[:, i:j].copy_(o)
+        elif o.data_ptr() != (there := self.out[:, i:j]).data_ptr():
+            there.copy_(o)
         return True
 
     def _gather(self, g: Array, heads: int) -> Array:
@@ -177,8 +200,7 @@ class Steps:
             la: Array = g.la
             if self.outer is not None:
                 dt = self._cut(self.log_decay[..., None], i, j).transpose(1, 2)
-                douter = (la * dt).sum(2).sum(0)
-                la = (la * self._cast(self.outer)[:, None]).sum(-1, True)
+                la, douter = self._pull_back_outer(dt, la)
             if self.log_decay.ndim == 1:
                 dla = la.sum(2).sum(0)[:, 0]
             else:

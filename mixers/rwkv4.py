@@ -88,9 +88,9 @@ class RWKV4(RecurrentMixer):
         w = cast(self.time_decay, acc).clamp(max=80).exp()  # a decay of 0 from far below
         s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
         e = torch.exp(s.log_write)
-        now = k + cast(self.time_first, acc)
-        top = torch.maximum(s.before, now.detach())  # the larger of the two that are added is 1
-        past, now = torch.exp((s.before - top).to(acc)), torch.exp((now - top).to(acc))
+        ahead = cast(k + cast(self.time_first, acc) - s.before, acc)
+        # Of the two that are added the larger is 1: both divided by it, which changes nothing.
+        past, now = torch.exp((-ahead).clamp(max=0)), torch.exp(ahead.clamp(max=0))
         written = cast(torch.cat([e * v, e], -1), v.dtype).unsqueeze(2)
         one = written.new_ones(written.shape[0], written.shape[1], 1, 1)
         decay = torch.cat([s.log_decay, s.log_decay], -1).unsqueeze(2)

@@ -6,13 +6,15 @@ right padding and packed sequences as `Tokens` has them.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.memory import reusing
+from ..kernels.scan import Algebra, Element, lockstep
 from .base import Tokens, cast
 
 
@@ -97,37 +99,83 @@ def running_sum(x: Tensor, start: Tensor, tokens: Tokens) -> tuple[Tensor, Tenso
     return total, last(total, start, tokens)
 
 
-def _walks(x: Tensor, call: float, number: float) -> bool:
-    """Whether steps over x [B, T, ...], of this many seconds each, are less work than a scan."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    T, lanes = x.shape[1], max(1, x.numel() // x.shape[1])
-    return T * (call + number * lanes) < math.ceil(math.log2(T)) * (3e-5 + 1e-8 * lanes * T)
+def _after(m: Tensor, step: Element, out: Tensor | None = None) -> Tensor:
+    """max(f + m, i). With i = -inf and f = -inf it is -inf: no infinity has the other sign."""
+    f, i = step
+    return torch.maximum(torch.add(f, m, out=out if out is not i else None), i, out=out)
 
 
-def _walked(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
-    """`stabilise` of whole rows, step by step: what a step needs stays in the cache."""
-    shape = torch.broadcast_shapes(log_f.shape, log_i.shape)
-    m = torch.empty(shape, dtype=start.dtype)
+def _compose(first: Element, then: Element, out: Element = (None, None)) -> Element:
+    return torch.add(first[0], then[0], out=out[0]), _after(first[1], then, out[1])
+
+
+MAX_PLUS = Algebra(_after, _compose)
+
+# Numbers of a block, which stay in a cache.
+BLOCK = 1 << 17
+
+
+class _Through(torch.autograd.Function):
+    """A value whose gradient is that of x."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> tuple[Tensor, None]:
+        return g, None
+
+
+def _plain(x: Tensor, constant: bool = False) -> bool:
+    """Whether m may go into memory that is there, step by step: it is not differentiated, nor traced."""
+    recorded = torch.is_grad_enabled() and not constant
+    return x.device.type == "cpu" and not recorded and not torch.compiler.is_compiling()
+
+
+def _blocks(x: Tensor) -> Iterator[tuple[int, int]]:
+    T = x.shape[1]
+    size = max(16, BLOCK * T // max(1, x.numel()))
+    for i in range(0, T, size):
+        yield i, min(i + size, T)
+
+
+def _max_plus_(f: Tensor, m: Tensor, start: Tensor) -> Tensor:
+    """m_t ← max(f_t + m_{t-1}, m_t) from `start`, in the place of m [B, T, ...], in lockstep."""
+    return lockstep(f.transpose(0, 1), m.transpose(0, 1), start, start.numel(), algebra=MAX_PLUS)
+
+
+def _stabilised(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
+    """`stabilise` of whole rows, block by block: what a block needs stays in the cache."""
+    shape = log_i.shape
+    m = torch.empty(shape[0], shape[1] + 1, *shape[2:], dtype=start.dtype)
     log_decay, log_write = torch.empty(shape, dtype=log_f.dtype), torch.empty(shape, dtype=log_i.dtype)
-    last_m = start
-    for f, i, *out in zip(*(x.unbind(1) for x in (log_f, log_i, log_decay, log_write, m)), strict=True):
-        moved = f + last_m
-        last_m = torch.maximum(moved, i, out=out[2])
-        top = torch.where(torch.isneginf(last_m), 0.0, last_m)
-        torch.sub(moved, top, out=out[0])
-        torch.sub(i, top, out=out[1])
-    return Stabilised(log_decay, log_write, m, torch.cat([start[:, None], m[:, :-1]], 1), m[:, -1])
+    m[:, 0] = start
+    with reusing():
+        for i, j in _blocks(m[:, 1:]):
+            f, written = log_f[:, i:j].to(m.dtype), log_i[:, i:j]
+            here = m[:, i + 1 : j + 1]
+            here.copy_(written)
+            _max_plus_(f, here, m[:, i])
+            top = torch.where(torch.isneginf(here), 0.0, here)
+            log_decay[:, i:j] = f + m[:, i:j] - top
+            torch.sub(written, top, out=top)
+            log_write[:, i:j] = top
+    return Stabilised(log_decay, log_write, m[:, 1:], m[:, :-1], m[:, -1])
 
 
 def _max_plus(f: Tensor, m: Tensor) -> Tensor:
-    """m_t ← max(f_t + m_{t-1}, m_t) from t = 1, step by step on a CPU where that is less work than a scan."""
+    """m_t ← max(f_t + m_{t-1}, m_t) from t = 1. Differentiated, or on a GPU, in log2(T) passes."""
+    if _plain(m):
+        with reusing():
+            return _max_plus_(f, m, torch.full_like(m[:, 0], -torch.inf)).transpose(0, 1)
     T = m.shape[1]
-    if _walks(m, 3e-6, 2e-9):
-        steps = m.unbind(1)
-        for t, factor in enumerate(f.unbind(1)[1:]):
-            torch.maximum(factor + steps[t], steps[t + 1], out=steps[t + 1])
-        return m
     f, reach = torch.cat([torch.full_like(f[:, :1], -torch.inf), f[:, 1:]], 1), 1
     while reach < T:
         later = torch.maximum(f[:, reach:] + m[:, :-reach], m[:, reach:])
@@ -172,8 +220,14 @@ def stabilise(
     start = cast(start, torch.float64)
     if log_i.shape[1] == 1 and tokens.lengths is None and not torch.is_grad_enabled():
         return _of_a_token(log_f, log_i, start)
-    if tokens.segment is None and tokens.valid is None and _walks(log_i, 1.6e-5, 6e-9):
-        return _walked(log_f, log_i, start)
+    if tokens.segment is None and tokens.valid is None and _plain(log_i, constant):
+        log_f, log_i = torch.broadcast_tensors(log_f, log_i)
+        with torch.no_grad():
+            found = _stabilised(log_f, log_i, start)
+        if not torch.is_grad_enabled():
+            return found
+        log_decay, log_write = _Through.apply(log_f, found.log_decay), _Through.apply(log_i, found.log_write)
+        return found._replace(log_decay=log_decay, log_write=log_write)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
         f, i = log_f.to(start.dtype), log_i.to(start.dtype)
         if tokens.valid is not None:

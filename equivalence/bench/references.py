@@ -187,9 +187,8 @@ def rwkv_ours(x: Inputs) -> Tensor:
     k, v = x["k"], x["v"]
     start = torch.full((1, k.shape[-1]), -math.inf, dtype=torch.float64)
     s = stabilise(-x["decay"].exp().expand_as(k), k, start, _tokens(k))
-    e, now = torch.exp(s.log_write), k + x["first"]
-    top = torch.maximum(s.before, now.detach())
-    past, now = torch.exp((s.before - top).float()), torch.exp((now - top).float())
+    e, ahead = torch.exp(s.log_write), (k + x["first"] - s.before).float()
+    past, now = torch.exp((-ahead).clamp(max=0)), torch.exp(ahead.clamp(max=0))
     written = torch.cat([e * v, e], -1)[:, :, None]
     one = torch.ones_like(written[..., :1])
     decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]

@@ -1,7 +1,7 @@
 (* The four forms are the definition: in each of the six orders, for every length, block and initial state.
 
    Models kernels/tree.py: `tree_map`, `tree`; kernels/forms.py: `chunk` (of which `chunks` are several, one
-   after the other), `scan` and the drivers `recurrent_form`, `chunk_form`, `scan_form`;
+   after the other) and the drivers `recurrent_form`, `chunk_form`, `scan_form`; kernels/scan.py: `scan`;
    Attention.v has `parallel_form`. *)
 
 From Mixerzoo Require Export Attention Halves.
@@ -87,28 +87,30 @@ Theorem recurrent_form o steps S T size :
   size > 0 -> in_blocks (fun S i j => walk o S (slice steps i (j - i))) S T size = walk o S (slice steps 0 T).
 Proof. intros some. now apply loop_is_walk. Qed.
 
-(* `scanned_states` and `scan`. *)
-Definition scanned o steps S i n : list (state C) :=
-  map snd (associative_scan join (n + 1) ((one, S) :: slice (fun t => canonical o (steps t)) i n)).
-Definition scan o steps S i j : list (output Q) * state C :=
-  let states := scanned o steps S i (j - i) in
+(* `scanned_states` and `scan`, in groups of any lengths, to any depth. *)
+Definition plan := (nat * {group_length : nat -> nat | forall n, group_length n > 0})%type.
+Definition scanned (p : plan) o steps S i n : list (state C) :=
+  S :: lockstep advance join (fst p) (proj1_sig (snd p)) (one, zero) S
+    (slice (fun t => canonical o (steps t)) i n).
+Definition scan (p : plan) o steps S i j : list (output Q) * state C :=
+  let states := scanned p o steps S i (j - i) in
   let read_at t :=
     read (ask (steps t)) (scan_read o (nth (t - i) states zero) (nth (t - i + 1) states zero) (steps t)) in
   (map read_at (seq i (j - i)), nth (j - i) states zero).
 
-Lemma scanned_is_walk o steps n : forall S i p,
-  p <= n -> nth p (scanned o steps S i n) zero = state_after o steps S i p.
+Lemma scanned_is_walk p o steps n : forall S i t,
+  t <= n -> nth t (scanned p o steps S i n) zero = state_after o steps S i t.
 Proof.
-  intros S i p within. unfold scanned.
-  rewrite scanned_states by (unfold slice; clear; revert i; induction n; simpl; auto with arith).
-  revert S i p within.
-  induction n as [|n IH]; intros S i p within.
-  - now replace p with 0 by lia.
-  - destruct p as [|p]; [reflexivity|]. rewrite state_after_next, after_is_advance.
+  intros S i t within. unfold scanned.
+  rewrite scanned_states by exact (proj2_sig (snd p)).
+  revert S i t within.
+  induction n as [|n IH]; intros S i t within.
+  - now replace t with 0 by lia.
+  - destruct t as [|t]; [reflexivity|]. rewrite state_after_next, after_is_advance.
     unfold slice in *. cbn [seq map states nth]. apply IH. lia.
 Qed.
 
-Theorem scan_is_walk o steps S i j : i <= j -> scan o steps S i j = walk o S (slice steps i (j - i)).
+Theorem scan_is_walk p o steps S i j : i <= j -> scan p o steps S i j = walk o S (slice steps i (j - i)).
 Proof.
   intros forward. rewrite walk_is. unfold scan, outputs. cbv zeta. f_equal.
   - apply map_ext_in. intros t within. apply in_seq in within.
@@ -117,8 +119,8 @@ Proof.
   - now rewrite scanned_is_walk.
 Qed.
 
-Theorem scan_form o steps S T size :
-  size > 0 -> in_blocks (scan o steps) S T size = walk o S (slice steps 0 T).
+Theorem scan_form p o steps S T size :
+  size > 0 -> in_blocks (scan p o steps) S T size = walk o S (slice steps 0 T).
 Proof.
   intros some. apply loop_is_walk; [easy|]. intros. apply scan_is_walk. lia.
 Qed.

@@ -1,6 +1,6 @@
 (* The six orders of decay, write and read within a step, and what each reads.
 
-   Models kernels/order.py: `Order` and its flags; kernels/forms.py: `walk`, and the read of `scan`. *)
+   Models kernels/order.py: `Order` and its flags; kernels/forms.py: `walk`; kernels/scan.py: the read of `scan`. *)
 
 From Mixerzoo Require Export Recurrence Loop.
 

@@ -1,6 +1,6 @@
 (* The recurrence is its parallel form, is any chunking of it, is any tree of compositions; for every length.
 
-   Models kernels/forms.py: `walk` (its states), `carry`, `_compose`, and kernels/ops.py: `apply_mask`. *)
+   Models kernels/forms.py: `walk` (its states), `carry`, kernels/scan.py: `compose`, and kernels/ops.py: `apply_mask`. *)
 
 From Mixerzoo Require Export Core.
 
@@ -51,7 +51,7 @@ Qed.
 
 (* ---------------------------------------------------------------- trees of compositions *)
 
-(* `_compose`: two stretches of time, one after the other, as one. *)
+(* `compose`: two stretches of time, one after the other, as one. *)
 Definition join (first later : event) : event :=
   (fst first ⊙ fst later, (snd first ◁ fst later) ⊕ snd later).
 

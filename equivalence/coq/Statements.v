@@ -20,20 +20,22 @@ Check (@any_chunking : forall (C : core) (chunks : list (list (event C))) (S : s
 
 (** forms/scan
     Any tree of compositions of steps is all their decays and the sum of their writes.
-    Models kernels/forms.py: _compose. *)
+    Models kernels/scan.py: compose. *)
 Check (@any_tree : forall (C : core) (t : composition C), joined t = (total (leaves t), parallel (leaves t))).
 
 (** forms/scan-associative
     The operator of the scan is associative.
-    Models kernels/forms.py: _compose. *)
+    Models kernels/scan.py: compose. *)
 Check (@join_assoc : forall (C : core) (e f g : event C), join (join e f) g = join e (join f g)).
 
 (** forms/scan-network
-    The network of the scan, slice by slice as it runs, gives all prefixes, for any associative operator.
-    Models kernels/forms.py: associative_scan. *)
-Check (@scan_is_prefixes : forall (E : Type) (op : E -> E -> E),
-  (forall x y z, op (op x y) z = op x (op y z)) ->
-  forall (fuel : nat) (x : list E), length x <= fuel -> associative_scan op fuel x = prefixes op x).
+    The network of the scan, group by group, gives all states, for any operator whose compositions act as their
+    steps, any lengths of groups and any depth.
+    Models kernels/scan.py: lockstep, folded. *)
+Check (@lockstep_is_states : forall (State E : Type) (after : State -> E -> State) (op : E -> E -> E),
+  (forall S x y, after S (op x y) = after (after S x) y) ->
+  forall (depth : nat) (group_length : nat -> nat) (any : E), (forall n, group_length n > 0) ->
+  forall (S : State) (l : list E), lockstep after op depth group_length any S l = states_after after S l).
 
 (** forms/loop, forms/recurrent, delta/recurrent
     The loop over blocks of any size is the definition, if its body is on each block.
@@ -112,17 +114,17 @@ Check (@chunk_form : forall (C : core) (Q : reads C) (o : order) (steps : nat ->
 
 (** forms/scan-body
     A scan of a slice is its steps of the definition: outputs and state.
-    Models kernels/forms.py: scanned_states, scan. *)
-Check (@scan_is_walk : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C)
+    Models kernels/scan.py: scanned_states, scan. *)
+Check (@scan_is_walk : forall (C : core) (Q : reads C) (p : plan) (o : order) (steps : nat -> step Q) (S : state C)
   (i j : nat),
-  i <= j -> scan o steps S i j = walk o S (slice steps i (j - i))).
+  i <= j -> scan p o steps S i j = walk o S (slice steps i (j - i))).
 
 (** forms/scan
     The scan form is the definition, for every size of block: outputs and state, in all six orders.
     Models kernels/forms.py: scan_form. *)
-Check (@scan_form : forall (C : core) (Q : reads C) (o : order) (steps : nat -> step Q) (S : state C)
+Check (@scan_form : forall (C : core) (Q : reads C) (p : plan) (o : order) (steps : nat -> step Q) (S : state C)
   (T size : nat),
-  size > 0 -> in_blocks (scan o steps) S T size = walk o S (slice steps 0 T)).
+  size > 0 -> in_blocks (scan p o steps) S T size = walk o S (slice steps 0 T)).
 
 (** forms/chunk
     So it is on states of K by V numbers of any commutative ring, decayed over keys and values.
@@ -181,7 +183,7 @@ Check (@adjoint_identity : forall (C : core) (K : dual C) (o : order) (l : list 
 
 (** gradients/recurrent, gradients/scan, gradients/closure
     The gradient of a write is what the recurrence in reversed time and adjoint order reads there.
-    Models kernels/gradients.py: walk_gradient, scan_gradient. *)
+    Models kernels/gradients.py: walk_gradient; kernels/scan_gradient.py: scan_gradient. *)
 Check (@gradient_of_write : forall (C : core) (K : dual C) (o : order) (S : state C)
   (early : list (step (cotangents K))) (e : step (cotangents K)) (later : list (step (cotangents K)))
   (G : state (costates K)) (d : state C),
@@ -190,7 +192,7 @@ Check (@gradient_of_write : forall (C : core) (K : dual C) (o : order) (S : stat
 
 (** gradients/recurrent, gradients/scan, gradients/chunk, gradients/chunk-body
     The gradient of a read is the state that it reads (which is the attention of a slice: see forms).
-    Models kernels/gradients.py: walk_gradient, scan_gradient. *)
+    Models kernels/gradients.py: walk_gradient; kernels/scan_gradient.py: scan_gradient. *)
 Check (@gradient_of_read : forall (C : core) (K : dual C) (o : order) (S : state C)
   (early : list (step (cotangents K))) (e : step (cotangents K)) (later : list (step (cotangents K)))
   (G d : state (costates K)),
@@ -206,7 +208,7 @@ Check (@gradient_of_state : forall (C : core) (K : dual C) (o : order) (S : stat
 
 (** gradients/recurrent, gradients/scan
     A decay enters the loss as the decayed state, weighed by the gradient of the state after it, and nowhere else.
-    Models kernels/gradients.py: walk_gradient, scan_gradient. *)
+    Models kernels/gradients.py: walk_gradient; kernels/scan_gradient.py: scan_gradient. *)
 Check (@gradient_of_decay : forall (C : core) (K : dual C) (o : order) (S : state C)
   (early : list (step (cotangents K))) (e : step (cotangents K)) (later : list (step (cotangents K)))
   (G : state (costates K)),

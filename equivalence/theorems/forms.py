@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...kernels import forms, ops
+from ...kernels import forms, ops, scan
 from ...kernels.order import ALL_ORDERS, READS, Order
 from ...kernels.steps import Slice
-from ..algebra import Field, Interval, Log
+from ..algebra import Field, Interval
 from ..theorem import Budget, Check, Collection, Counterexample, Side, Tally
 from .identities import AT_ONCE, IN_PIECES, LATTICE, Case, identity, minus_infinity, same, splits
 from .problems import (
@@ -71,9 +71,9 @@ for _form, (_statement, _formula) in {
         "S_{c+C} = (a_{c,c+C} b_{c,c+C}ᵀ) ∘ S_c + Σ_{c<s≤c+C} (a_{s,c+C} ∘ k_s)(b_{s,c+C} ∘ v_s)ᵀ",
     ),
     "scan": (
-        "The associative scan over (log a, log b, S) is the recurrence.",
-        "(Σ log a, Σ log b, S_t) = (log a_1, log b_1, k_1 v_1ᵀ) ∘ … ∘ (log a_t, log b_t, k_t v_tᵀ),\n"
-        "(x, y, S) ∘ (x', y', S') = (x + x', y + y', (exp x' exp y'ᵀ) ∘ S + S')",
+        "The associative scan over decays and states is the recurrence.",
+        "(Π D, S_t) = (D_1, k_1 v_1ᵀ) ∘ … ∘ (D_t, k_t v_tᵀ),  D_t = a_t b_tᵀ,\n"
+        "(D, S) ∘ (D', S') = (D ∘ D', D' ∘ S + S')",
     ),
 }.items():
     THEOREMS(
@@ -220,67 +220,67 @@ def loop(budget: Budget, tally: Tally) -> None:
             tally.exact(0)
 
 
-def _prefixes(n: int) -> list[tuple[int, int]]:
-    start = np.arange(n).reshape(n, 1, 1)
+def _prefixes(n: int, numbers: int, back: bool) -> list[tuple[int, int]]:
+    start = np.arange(n).reshape(n, 1)
+    steps = Interval(start, start + 1)  # of walking, whichever way
     try:
-        return forms.associative_scan((None, None, Interval(start, start + 1)), n)[2].tolist()
+        found = scan.lockstep(
+            None, steps.flip(0) if back else steps, Interval(*np.zeros((2, 1), int)), numbers, back
+        )
     except ValueError as e:
-        raise Counterexample(f"n = {n}: {e}") from e
+        raise Counterexample(f"n = {n}, states of {numbers}: {e}") from e
+    return (found.flip(0) if back else found).tolist()
 
 
 @THEOREMS(
     "forms/scan-network",
     "The network of the scan gives all n prefixes, each a composition of all its steps in order. "
     "Run on intervals of time, whose composition fails unless they are neighbours.",
-    "every n from 1 to 600 (quick: to 130)",
+    "every n from 1 to 600 (quick: to 130), in groups of the lengths for states of 1, 1,000 and 30,000 "
+    "numbers, in both directions",
     "exact",
     formula="scan([0,1), [1,2), …, [n−1,n)) = [0,1), [0,2), …, [0,n)",
-    left=Side("the network of kernels.forms.associative_scan, run on the free monoid", _prefixes),
-    right=Side("the intervals from 0 to every t", lambda n: [(0, t + 1) for t in range(n)]),
+    left=Side("the network of kernels.scan.lockstep, run on the free monoid", _prefixes),
+    right=Side("the intervals from 0 to every t", lambda n, numbers, back: [(0, t + 1) for t in range(n)]),
     reasons=NO_NUMBERS,
 )
 @identity
 def scan_network(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
     for n in range(1, budget.pick(131, 601)):
-        yield Case(f"n = {n}", (n,), 0)
+        for numbers in (1, 1000, 30000):
+            for back in (False, True):
+                where = "backwards" if back else "forwards"
+                yield Case(f"n = {n}, {where}, states of {numbers} numbers", (n, numbers, back), 0)
 
 
-Triple = tuple[Any, Any, Any]
-
-
-def _named(triple: Triple) -> dict[str, Any]:
-    return dict(zip(("log a", "log b", "S"), triple, strict=True))
+def _named(step: scan.Element) -> dict[str, Any]:
+    return dict(zip(("D", "S"), step, strict=True))
 
 
 @THEOREMS(
     "forms/scan-associative",
     "The operator of the scan is associative: (x ∘ y) ∘ z = x ∘ (y ∘ z). With forms/scan-network: every "
     "prefix is the composition of its steps, for every n.",
-    "decays over keys and values, each a vector, a scalar or none",
+    "decays over keys and values, each a vector or one, and none",
     "exact",
     formula="(x ∘ y) ∘ z = x ∘ (y ∘ z)",
     left=Side(
-        "(x ∘ y) ∘ z by kernels.forms._compose",
-        lambda x, y, z: _named(forms._compose(forms._compose(x, y), z)),
+        "(x ∘ y) ∘ z by kernels.scan.compose",
+        lambda x, y, z: _named(scan.compose(scan.compose(x, y), z)),
     ),
     right=Side(
         "x ∘ (y ∘ z) by the same",
-        lambda x, y, z: _named(forms._compose(x, forms._compose(y, z))),
+        lambda x, y, z: _named(scan.compose(x, scan.compose(y, z))),
     ),
 )
 @identity
 def scan_associative(budget: Budget, rng: np.random.Generator) -> Iterator[Case]:
-    for la_dim in (None, 1, 2):
-        for lb_dim in (None, 3):
-            triples = [
-                (
-                    None if la_dim is None else Log.random(rng, 5, la_dim),
-                    None if lb_dim is None else Log.random(rng, 5, lb_dim),
-                    Field.random(rng, 5, 2, 3),
-                )
-                for _ in range(3)
-            ]
-            yield Case(f"log a of {la_dim}, log b of {lb_dim}", tuple(triples), 5)
+    for sizes in (None, (1, 1), (2, 1), (1, 3), (2, 3)):
+        steps = [
+            (None if sizes is None else Field.random(rng, 5, *sizes), Field.random(rng, 5, 2, 3))
+            for _ in range(3)
+        ]
+        yield Case("no decay" if sizes is None else f"decays of {sizes}, states of (2, 3)", tuple(steps), 5)
 
 
 # ------------------------------------------------------------------ what one core says of itself

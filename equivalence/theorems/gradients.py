@@ -69,7 +69,8 @@ def _flat(g: Gradients, dS: Any) -> tuple[Any, ...]:
 
 def _vjp(p: Problem, x: Operands, do: Any, dS: Any, kind: str = "chunk") -> tuple[Gradients, Any]:
     block = gradients.GRADIENTS[kind]
-    return gradients.vjp(steps(x, p.reverse), x.initial_state, do, dS, p.order, p.block, block)
+    carry = gradients.CARRIES[kind]
+    return gradients.vjp(steps(x, p.reverse), x.initial_state, do, dS, p.order, p.block, block, carry)
 
 
 def _by_gradient(kind: str) -> Side:

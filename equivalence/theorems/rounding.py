@@ -18,6 +18,7 @@ Three things are asked of each:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -164,11 +165,12 @@ OPERANDS = ("q", "k", "v", "log_decay", "log_decay_v", "beta", "x", "y", "outer"
 
 def vjp(kind: str, p: Problem, x: Operands, do: Any, dS: Any) -> Results:
     """Gradients of all operands, by the code that runs in production."""
-    blocks, carry = (
-        (gradients.GRADIENTS, forms.carry) if p.erasing == "none" else (delta.GRADIENTS, delta.carry)
-    )
+    if p.erasing == "none":
+        block, carry = gradients.GRADIENTS[kind], gradients.CARRIES[kind]
+    else:
+        block, carry = delta.GRADIENTS[kind], delta.carry
     state = x.initial_state
-    g, dS0 = gradients.vjp(steps(x, p.reverse), state, do, dS, p.order, p.block, blocks[kind], carry)
+    g, dS0 = gradients.vjp(steps(x, p.reverse), state, do, dS, p.order, p.block, block, carry)
     found = {n: y for n, y in zip(OPERANDS, g, strict=True) if y is not None}
     return {**found, "initial_state": dS0}
 
@@ -229,19 +231,20 @@ def roundings(kind: str, p: Problem, gradient: bool) -> int:
     """How many relative errors of one unit roundoff the longest way from an operand to a result gathers.
 
     To pass through a state costs a product and an exp for each of the two decays, and an addition; inside a
-    block there are sums over its steps and over keys, and one exp on either side, or where weights of channels
-    are products of decays one for each step, with a product. A gradient passes twice
-    through that, and is summed over values or keys, over time and, for constants, over the batch.
+    block there are sums over its steps and over keys, and one exp on either side, or where the weights of
+    channels are products of decays one for each step, with a product. A gradient passes twice through that,
+    and is summed over values or keys, over time and, for constants, over the batch.
     """
     T, C = p.length, min(p.block, p.length)
-    blocks, depth = -(-T // C), max(C - 1, 0).bit_length()
+    blocks = -(-T // C)
     passes, inside = {
         "recurrent": (T, 0),
         "chunk": (blocks, C + 2 * C * (EXP_UNITS + 1)),
         "parallel": (1, T + 2 * T * (EXP_UNITS + 1)),
-        "scan": (blocks * (2 * depth + 2), 2 * depth),
+        "scan": (T, 0),
     }[kind]
-    through = passes * (2 * (EXP_UNITS + 1) + 1)
+    exp = EXP_UNITS + (3 if kind == "scan" else 0)  # it goes to base 2: log2(e), and a product with it
+    through = passes * (2 * (exp + 1) + 1)
     once = through + inside + p.key_dim + 3 * (EXP_UNITS + 1)
     shared = p.heads[0] // min(p.heads)
     return 2 * once + p.value_dim + p.key_dim + T * p.batch + shared if gradient else once
@@ -419,27 +422,17 @@ for _kind in delta.GRADIENTS:
     _register(f"delta/gradient-{_kind}", _kind, True, True)
 
 
-def _decimal_exp(x: float) -> tuple[int, int]:
-    """Digits and power of ten of exp(x)."""
-    _, digits, power = DECIMAL.exp(Decimal(x)).as_tuple()
+def _decimal_power(x: float, logarithm: Decimal) -> tuple[int, int]:
+    """Digits and power of ten of exp(x · logarithm)."""
+    _, digits, power = DECIMAL.exp(DECIMAL.multiply(Decimal(x), logarithm)).as_tuple()
     return int("".join(map(str, digits))), int(power)
 
 
-@THEOREMS(
-    "rounding/exp",
-    "torch's exp is within 2 units in the last place of the true one, which the bounds on rounding assume; "
-    "it is 1 at 0 and 0 at -inf.",
-    "float32 and float64, log-decays from -10^-8 to the smallest whose exp is a normal number, 4,000 of each "
-    "(quick: 400), against Python's correctly rounded decimal exp",
-    "bound",
-    formula="|fl(exp x) − exp x| ≤ 2 ulp(exp x) for x ≤ 0",
-    left=Side("torch.exp", torch.exp),
-    right=Side("exp of decimal numbers, to 90 digits", _decimal_exp),
-)
-def exp_is_within_its_bound(budget: Budget, tally: Tally) -> None:
+def _within_its_bound(of_one: float, budget: Budget, tally: Tally) -> None:
+    """The left side, and the right at each point: `of_one` is the natural logarithm of its base."""
     rng = budget.rng()
     for dtype in (torch.float32, torch.float64):
-        smallest = math.log(torch.finfo(dtype).tiny)
+        smallest = math.log(torch.finfo(dtype).tiny) / of_one
         n = budget.pick(200, 2000)
         points = np.concatenate([rng.uniform(smallest, 0, n), -np.exp(rng.uniform(math.log(1e-8), 0, n))])
         x = torch.from_numpy(points).to(dtype)
@@ -455,6 +448,26 @@ def exp_is_within_its_bound(budget: Budget, tally: Tally) -> None:
             if not ratio <= 1:
                 raise Counterexample(f"exp({at!r}) is {found!r} in {dtype}, {2 * ratio:.3g} ulp off")
             tally.ratio(ratio)
+
+
+for _name, _base, _logarithm, _exp in (
+    ("exp", "e", Decimal(1), torch.exp),
+    ("exp2", "2", DECIMAL.ln(Decimal(2)), torch.exp2),
+):
+    THEOREMS(
+        f"rounding/{_name}",
+        f"torch's {_name} is within 2 units in the last place of the true one, which the bounds on rounding "
+        "assume; it is 1 at 0 and 0 at -inf.",
+        f"float32 and float64, log-decays (base {_base}) from -10^-8 to the smallest whose {_name} is a "
+        "normal number, 4,000 of each (quick: 400), against Python's correctly rounded decimal exp",
+        "bound",
+        formula=f"|fl({_name} x) − {_name} x| ≤ 2 ulp({_name} x) for x ≤ 0",
+        left=Side(f"torch.{_name}", _exp),
+        right=Side(
+            f"{_name} of decimal numbers, to 90 digits",
+            functools.partial(_decimal_power, logarithm=_logarithm),
+        ),
+    )(functools.partial(_within_its_bound, float(_logarithm)))
 
 
 # ------------------------------------------------------------------ the numbers

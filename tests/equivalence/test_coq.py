@@ -189,7 +189,7 @@ def test_every_citation_is_of_a_theorem():
 @needs_coqc
 def test_a_theorem_names_its_lemmas():
     found = outcome("forms/scan-network")
-    assert found.passed and found.lemmas == ("scan_is_prefixes",)
+    assert found.passed and found.lemmas == ("lockstep_is_states",)
 
 
 def test_without_coqc_there_is_no_evidence(monkeypatch):

@@ -1,0 +1,181 @@
+"""The scan in two levels: groups of every kind of end, both directions, memory reused and not."""
+
+import math
+
+import pytest
+import torch
+
+from mixerzoo.kernels import OuterDecay, forms, gradients, recurrence, scan
+from mixerzoo.kernels.memory import reusing
+from mixerzoo.kernels.order import ALL_ORDERS
+from mixerzoo.kernels.steps import Slice
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(g, *sizes):
+    return torch.randn(*sizes, generator=g, dtype=torch.float64)
+
+
+def log_decays(g, *sizes):
+    """A tenth of them resets, a tenth so strong that they underflow."""
+    r = torch.rand(*sizes, generator=g, dtype=torch.float64)
+    return torch.where(r < 0.1, -math.inf, torch.where(r > 0.9, -1000.0, -2 * r))
+
+
+def one_by_one(d, w, S, back):
+    states = [None] * len(w)
+    for t in reversed(range(len(w))) if back else range(len(w)):
+        S = states[t] = w[t] + (S if d is None else d[t] * S)
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("length", [2, 3, 8])
+def test_states_at_every_end_of_a_group(length, back, monkeypatch):
+    monkeypatch.setattr(scan, "group_length", lambda n, numbers: min(n, length))
+    g = generator()
+    for n in (1, length - 1, length, length + 1, 2 * length - 1, 2 * length, 5 * length + 1, length**2 + 1):
+        w, S = normal(g, n, 2, 3), normal(g, 2, 3)
+        for d in (None, torch.rand(n, 2, 1, generator=g, dtype=torch.float64), log_decays(g, n, 2, 3).exp()):
+            want = one_by_one(d, w, S, back)
+            new = scan.lockstep(d, w, S, 6, back)
+            assert torch.allclose(new, want, rtol=1e-12, atol=1e-12)
+            with reusing():
+                room = w.clone()
+                there = scan.lockstep(d, room, S, 6, back)
+            assert there.data_ptr() == room.data_ptr() and torch.equal(there, new)
+
+
+def test_groups_are_as_long_as_pays():
+    assert scan.group_length(1024, 64) < 128 < scan.group_length(1024, 1 << 16) == 1024
+    assert scan.group_length(1, 1) == 1
+
+
+def slices(g, n, heads, K, V, la_width, decays_values):
+    H, Hq, Hk = heads
+    return Slice(
+        normal(g, 2, Hq, n, K),
+        normal(g, 2, Hk, n, K),
+        normal(g, 2, H, n, V),
+        None if la_width is None else log_decays(g, 2, H, n, la_width),
+        log_decays(g, 2, H, n, V) if decays_values else None,
+    )
+
+
+KINDS = [(None, False), (1, False), (3, False), (None, True), (1, True), (3, True)]
+
+
+@pytest.mark.parametrize("order", ALL_ORDERS, ids=lambda o: o.events)
+@pytest.mark.parametrize(("la_width", "decays_values"), KINDS)
+def test_a_block_is_the_walk_and_so_is_its_gradient(order, la_width, decays_values, monkeypatch):
+    monkeypatch.setattr(scan, "group_length", lambda n, numbers: min(n, 4))
+    g = generator(1)
+    for n, heads in ((1, (1, 1, 1)), (4, (2, 1, 2)), (11, (2, 2, 1)), (18, (2, 1, 1))):
+        c = slices(g, n, heads, 3, 2, la_width, decays_values)
+        S, G, do = normal(g, 2, heads[0], 3, 2), normal(g, 2, heads[0], 3, 2), normal(g, 2, heads[0], n, 2)
+        want = (*forms.walk(c, S, order), gradients.walk_gradient(c, S, G, do, order))
+        for reuse in (False, True):
+            with reusing(reuse):
+                o, end = scan.scan(c, S, order)
+                close(o, want[0])
+                close(end, want[1])
+                close(scan.end(c, S, order), want[1])
+                found, start = gradients.GRADIENTS["scan"](c, S, G, do, order)
+                close(start, want[2][1])
+                for name, x, y in zip(Slice._fields, found, want[2][0], strict=False):
+                    if y is not None:
+                        heads_of = getattr(c, name).shape[1]
+                        close(x, y if x.shape[1] == y.shape[1] else y.sum(1, True))
+                        assert x.shape[1] in (heads[0], heads_of)
+
+
+def close(x, y):
+    assert torch.isfinite(x).all() and torch.allclose(x, y, rtol=1e-12, atol=1e-12)
+
+
+def leaves(g, T, decay):
+    H, K, V = (1, 1, 3) if decay == "values" else (2, 2, 1)
+    found = {"q": normal(g, 2, T, 1, K), "k": normal(g, 2, T, 1, K), "v": normal(g, 2, T, H, V)}
+    if decay == "outer":
+        found |= {
+            "dt": torch.rand(2, T, H, generator=g, dtype=torch.float64),
+            "A": -torch.rand(H, K).double(),
+        }
+        found["A"][0, 0] = -math.inf
+        found["dt"][:, T // 2] = 0
+    elif decay == "values":
+        found["lb"] = log_decays(g, 2, T, H, V)
+    else:
+        found["la"] = log_decays(g, 2, T, H, K)
+    return found | {"S": normal(g, 2, H, K, V)}
+
+
+def called(x, **options):
+    la = OuterDecay(x["dt"], x["A"]) if "A" in x else x.get("la")
+    return recurrence(
+        x["q"], x["k"], x["v"], la, x.get("lb"), initial_state=x["S"], backend="torch", **options
+    )
+
+
+@pytest.mark.parametrize("decay", ["outer", "values", "keys"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("read", ["after", "before"])
+def test_blocks_masks_and_packing_by_the_operator(decay, reverse, read):
+    for T, size in ((1, 8), (7, 8), (8, 8), (33, 16), (40, 9), (40, 1)):
+        x = leaves(generator(T), T, decay)
+        mask = torch.rand(2, T, generator=generator(2)) > 0.3
+        packed = {n: y if n == "A" else y.flatten(0, 1)[None] for n, y in x.items()}
+        packed["S"] = torch.cat([x["S"], x["S"][:1]])
+        cases = [
+            (x, {}),
+            (x, {"mask": mask}),
+            (packed, {"cu_seqlens": torch.tensor([0, T, T, 2 * T])}),
+        ]
+        for operands, more in cases:
+            found = []
+            for form in ("scan", "recurrent"):
+                y = {n: z.clone().requires_grad_() for n, z in operands.items()}
+                o, S = called(y, form=form, read=read, reverse=reverse, chunk_size=size, **more)
+                weights = normal(generator(3), *o.shape), normal(generator(4), *S.shape)
+                found.append((o, S, *torch.autograd.grad((o, S), list(y.values()), weights)))
+            for a, b in zip(*found, strict=True):
+                close(a, b)
+
+
+def test_gradients_of_reset_decays_are_zero():
+    x = {n: y.requires_grad_() for n, y in leaves(generator(), 20, "values").items()}
+    o, _ = called(x, form="scan")
+    (g,) = torch.autograd.grad(o.sum(), x["lb"])
+    assert (g[x["lb"].isneginf()] == 0).all() and g.abs().sum() > 0
+
+
+@pytest.mark.parametrize("decay", ["outer", "values", "keys"])
+def test_second_derivatives(decay, monkeypatch):
+    monkeypatch.setattr(scan, "group_length", lambda n, numbers: min(n, 4))
+    x = leaves(generator(5), 9, decay)
+    if decay != "outer":
+        name = "lb" if decay == "values" else "la"
+        x[name] = torch.where(x[name] < -10, -0.5, x[name])
+    else:
+        x["A"] = torch.where(x["A"].isneginf(), -0.5, x["A"])
+    names = list(x)
+    xs = [x[n].requires_grad_() for n in names]
+
+    def run(*ys):
+        return called(dict(zip(names, ys, strict=True)), form="scan")
+
+    assert torch.autograd.gradcheck(run, xs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, xs, fast_mode=True)
+
+
+def test_second_derivatives_at_resets_are_numbers(monkeypatch):
+    monkeypatch.setattr(scan, "group_length", lambda n, numbers: min(n, 4))
+    x = {n: y.requires_grad_() for n, y in leaves(generator(6), 9, "values").items()}
+    o, _ = called(x, form="scan")
+    first = torch.autograd.grad((o**2).sum(), list(x.values()), create_graph=True)
+    second = torch.autograd.grad(sum((y**2).sum() for y in first), list(x.values()))
+    assert all(torch.isfinite(y).all() for y in second)
+    assert (second[list(x).index("lb")][x["lb"].isneginf()] == 0).all()
