@@ -44,8 +44,6 @@ def test_load_is_what_was_saved(changes: dict, dtype: torch.dtype, tmp_path: Pat
     assert torch.equal(torch.get_rng_state(), before)
     assert loaded.config == model.config
     ids = torch.randint(V, (2, 9))
-    for (name, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
     # Weights that lie otherwise in memory may be summed in another order.
     torch.testing.assert_close(loaded(ids)[0], model(ids)[0])
     own, saved = loaded.state_dict(), model.state_dict()
