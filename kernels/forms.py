@@ -275,10 +275,17 @@ def at(x: Array, i: int) -> Array:
     return None if x is None else x[i]
 
 
-def next_state(name: Hashable, S: Array, keys: Array, values: Array, k: Array, v: Array) -> Array:
-    """The state after a chunk: all its decays [..., 1, K] and [..., 1, V], and what it writes."""
-    S = into(name, copied, S) if keys is None else into(name, torch.mul, S, keys.mT)
-    return plus_product(scaled(S, values), k.mT, v)
+def next_state(
+    name: Hashable, S: Array, keys: Array, values: Array, k: Array, v: Array, room: Array = None
+) -> Array:
+    """The state after a chunk: all its decays [..., 1, K] and [..., 1, V], and what it writes; in this room,
+    or memory of this name."""
+    weights = [w for w in (None if keys is None else keys.mT, values) if w is not None]
+    operation = (torch.mul, S, weights[0]) if weights else (copied, S)
+    S = into(name, *operation) if room is None else operation[0](*operation[1:], out=room)
+    for w in weights[1:]:
+        S = scaled(S, w)
+    return plus_product(S, k.mT, v)
 
 
 def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:

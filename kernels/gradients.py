@@ -44,7 +44,7 @@ from .forms import (
     weighed,
     weighted,
 )
-from .memory import increased, into, matmul, own, plus_product, reuses, scaled
+from .memory import copied, increased, into, matmul, memory, own, plus_product, reuses, scaled
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
@@ -71,10 +71,6 @@ def _like(g: Array, l: Array) -> Array:
 
 
 # ------------------------------------------------------------------ block by block, in matrices
-
-
-def _stack(*xs: Array, out: Array = None) -> Array:
-    return torch.stack(xs) if out is None else torch.stack(xs, out=out)
 
 
 class Chunks(NamedTuple):
@@ -107,14 +103,18 @@ Found = tuple[Array, Array, Array, Array, Array]
 def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[Outside, Array]:
     """And the gradient of the state before the first chunk. values.reads: gradients of outputs, weighed."""
     q, k, do, v, n = keys.reads, keys.writes, values.reads, values.writes, x.v.shape[0]
-    before, after = [S], [G]
-    for i in range(n - 1):
-        totals = at(keys.total, i), at(values.total, i)
-        before.append(next_state(("before", i), before[-1], *totals, k[i], v[i]))
-    for i in reversed(range(n)):
-        totals = at(keys.total, i), at(values.total, i)
-        after.append(next_state(("after", i), after[-1], *totals, q[i], do[i]))
-    S, G = into("before", _stack, *before), into("after", _stack, *after[-2::-1])
+    totals = [(at(keys.total, i), at(values.total, i)) for i in range(n)]
+    rooms = [memory(name, like, n, *like.shape) for name, like in (("before", S), ("after", G))]
+    before, after = ([None] * n if room is None else list(room) for room in rooms)
+    before[0], after[-1] = copied(S, before[0]), copied(G, after[-1])
+    for i in range(1, n):
+        before[i] = next_state("", before[i - 1], *totals[i - 1], k[i - 1], v[i - 1], before[i])
+    for i in reversed(range(1, n)):
+        after[i - 1] = next_state("", after[i], *totals[i], q[i], do[i], after[i - 1])
+    start = own(next_state("start", after[0], *totals[0], q[0], do[0]))
+    S, G = (
+        torch.stack(xs) if room is None else room for room, xs in zip(rooms, (before, after), strict=True)
+    )
     of_a: Array = None
     of_b: Array = None
     out: Array = None
@@ -127,10 +127,8 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[O
         of_b = _like(of_b, values.total) * values.total
     if values_differ(x.b):
         out = matmul("read", q, S)
-    else:  # decays that all share weigh at last
-        v, do = x.v, x.do
     dq, dk = matmul("dq", do, S.mT), matmul("dk", v, G.mT)
-    return Outside(dq, out, dk, matmul("dv", k, G), of_a, of_b), own(after[-1])
+    return Outside(dq, out, dk, matmul("dv", k, G), of_a, of_b), start
 
 
 def _leaf(handed: Handed, la: Array, order: Order, x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -179,7 +177,6 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
     else:
         dP = into("of products", torch.mul, dP, m.weights)
         pairs = into("pairs", torch.mul, dP, m.products)
-        dq, dk = scaled(dq, m.since), scaled(dk, m.until)
         reads, writes = (torch.sum(into("x dx", torch.mul, *z), -1, True) for z in ((x.q, dq), (x.k, dk)))
         db = (
             outside.b
