@@ -281,7 +281,7 @@ def next_state(
     """The state after a chunk: all its decays [..., 1, K] and [..., 1, V], and what it writes; in this room,
     or memory of this name."""
     weights = [w for w in (None if keys is None else keys.mT, values) if w is not None]
-    operation = (torch.mul, S, weights[0]) if weights else (copied, S)
+    operation: tuple[Any, ...] = (torch.mul, S, weights[0]) if weights else (copied, S)
     S = into(name, *operation) if room is None else operation[0](*operation[1:], out=room)
     for w in weights[1:]:
         S = scaled(S, w)
