@@ -105,9 +105,7 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[O
     q, k, do, v, n = keys.reads, keys.writes, values.reads, values.writes, x.v.shape[0]
     totals = [(at(keys.total, i), at(values.total, i)) for i in range(n)]
     rooms = [memory(name, like, n, *like.shape) for name, like in (("before", S), ("after", G))]
-    before: list[Array]
-    after: list[Array]
-    before, after = ([None] * n if room is None else list(room) for room in rooms)
+    before, after = (list[Array]([None] * n if room is None else room) for room in rooms)
     before[0], after[-1] = copied(S, before[0]), copied(G, after[-1])
     for i in range(1, n):
         before[i] = next_state("", before[i - 1], *totals[i - 1], k[i - 1], v[i - 1], before[i])
