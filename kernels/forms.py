@@ -2,9 +2,9 @@
 
     S_t = (a_t b_tᵀ) ∘ S_{t-1} + k_t v_tᵀ        o_t = S_tᵀ q_t        a = exp(la), b = exp(lb)
 
-Every weight is exp of a sum of log-decays, and the sum is taken directly: nothing is divided
-and no cumulative sums are subtracted, so a log-decay of -inf is a number like any other, all
-factors lie in [0, 1] and nothing can overflow or turn into NaN. The functions use only
+Every weight is exp of a sum of log-decays, and the sum is taken directly, or in `tree` and `scan`
+a product of decays: nothing is divided and no cumulative sums are subtracted, so a log-decay of
+-inf is a number like any other, all factors lie in [0, 1] and nothing can overflow or turn into NaN. The functions use only
 operations that also make sense on field elements, which is how `mixerzoo.equivalence` proves
 that they agree: the code that is proved is the code that runs.
 

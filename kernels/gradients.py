@@ -9,8 +9,8 @@ weight contains a_t. The usual formula, a difference of two cumulative sums of q
 is the same number in exact arithmetic and loses all digits where decays are strong; this one
 has no subtraction, a relative error of rounding size, and is exactly 0 where a_t = 0.
 
-Memory: the state at the start of every block, T·K·V/C; never a state per token (the recurrent
-form keeps them inside one block at a time). Everything here is differentiable again.
+Memory: the state at the start of every block, which is up to four chunks; never a state per token
+(the recurrent form keeps them inside one block at a time). Everything here is differentiable again.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ a_{s,t} are the decays between. There are four ways to it, by what the log-decay
   dtype. They go into rows and columns once, for all maps, states and gradients: P = (x ∘ E) (k / E)ᵀ.
 - `Wide`: one per key, where that holds in float64: so are the maps then.
 - `Shared`: one for all keys: the products, times one matrix of weights per head.
-- `Levels`: one per key, any: log2(C) levels, at each of which the right half of every block reads the left
-  half, as in `forms.tree`.
+- `Levels`: one per key, any: by the `tree`.
 
 In the last two nothing is divided and no sums are subtracted, so a log-decay of -inf is one like any other.
 In the first two sums are taken in float64; what they lose is far below the last digit of float32.
