@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from .forms import together
 from .scan import group_length
 
 CALL = 5e-6  # seconds that one torch call costs whatever its size
 ELEMENT = 4e-10  # seconds to read, transform and write one element
-FLOP = 2e-11  # seconds for one FLOP inside a batched matrix product
+FLOP = 8e-12  # seconds for one FLOP inside a batched matrix product
 
 
 class Problem(NamedTuple):
@@ -58,18 +59,18 @@ def estimate(form: str, p: Problem, size: int) -> float:
     vectors = p.key_vector * K + p.value_vector * V
     scalar = not vectors
     if form == "recurrent":
-        calls, passes = (8, 6) if p.erases else (4, 3)
+        calls, passes = (8, 3) if p.erases else (4, 1)
         return T * (calls * CALL + lanes * (passes * K * V + 4 * (K + V)) * ELEMENT)
     if form == "chunk":
         C = min(size, T)
         levels = math.ceil(math.log2(max(C, 2)))
-        calls = 30 if scalar else 30 + 25 * levels
-        passes = 6 * C if scalar else levels * (4 * vectors + 3 * (K + V))
+        calls, at_once = 60 + (0 if scalar else 12 * levels), together(lanes * max(K, V), C)
+        passes = 6 * C if scalar else (2 * levels + 1) * vectors
         flops = (2 * C if scalar else C) * (K + V) + 4 * K * V
         token = (passes + 6 * (K + V)) * ELEMENT + flops * FLOP
-        if p.erases:  # the reads that erase, and the system they solve
-            calls, token = 2 * calls, 2 * token + C * V * FLOP
-        return math.ceil(T / C) * (calls * CALL + carry) + lanes * T * token
+        if p.erases:  # the reads that erase, and the system they solve; chunk by chunk
+            token, at_once = 2 * token + C * V * FLOP, 1
+        return math.ceil(T / (C * at_once)) * calls * CALL + math.ceil(T / C) * carry + lanes * T * token
     if form == "parallel":
         per_pair = (20 + 15 * vectors) * ELEMENT + 2 * (K + V) * FLOP
         if p.erases:

@@ -2,11 +2,11 @@
 
     S_t = (a_t b_tᵀ) ∘ S_{t-1} + k_t v_tᵀ        o_t = S_tᵀ q_t        a = exp(la), b = exp(lb)
 
-Every weight is exp of a sum of log-decays, and the sum is taken directly, or in `tree` and `scan`
-a product of decays: nothing is divided and no cumulative sums are subtracted, so a log-decay of
--inf is a number like any other, all factors lie in [0, 1] and nothing can overflow or turn into NaN. The functions use only
-operations that also make sense on field elements, which is how `mixerzoo.equivalence` proves
-that they agree: the code that is proved is the code that runs.
+Every weight is exp of a sum of log-decays, and the sum is taken directly, or in `tree` and `scan` a
+product of decays: nothing is divided and no cumulative sums are subtracted, so a log-decay of -inf is
+a number like any other, all factors lie in [0, 1] and nothing can overflow or turn into NaN. The
+functions use only operations that also make sense on field elements, which is how
+`mixerzoo.equivalence` proves that they agree: the code that is proved is the code that runs.
 
 Layout: q, k [..., T, K], v [..., T, V], la [..., T, K or 1] or None, lb [..., T, V] or None,
 state [..., K, V]. Each form returns the outputs as a list of consecutive pieces, and the final state.
@@ -341,10 +341,13 @@ def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> R
     return outs, S
 
 
-def together(steps: Source, size: int) -> int:
-    """How many chunks of this size to take at a time."""
-    width = getattr(steps, "width", 1)
+def together(width: int, size: int) -> int:
+    """How many chunks of this size to take at a time, of operands that have so many numbers in a step."""
     return max(1, min(MOST_TOGETHER, TOGETHER // max(1, width * size)))
+
+
+def width_of(steps: Source) -> int:
+    return getattr(steps, "width", 1)
 
 
 def recurrent_form(steps: Source, S: Array, order: Order, size: int) -> Result:
@@ -352,7 +355,9 @@ def recurrent_form(steps: Source, S: Array, order: Order, size: int) -> Result:
 
 
 def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
-    return in_blocks(steps, S, order, size * together(steps, size), functools.partial(chunks, size=size))
+    return in_blocks(
+        steps, S, order, size * together(width_of(steps), size), functools.partial(chunks, size=size)
+    )
 
 
 def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:

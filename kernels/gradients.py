@@ -367,7 +367,7 @@ def vjp(
     run: Any = block
     part = size
     if block is chunk_gradient:
-        run, size = functools.partial(chunk_gradients, size=size), size * together(steps, size)
+        run, size = functools.partial(chunk_gradients, size=size), size * together(steps.width, size)
     if carry is end:
         states = states_back(steps, S, order, size, carry)
     else:

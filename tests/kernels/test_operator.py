@@ -246,6 +246,7 @@ def test_auto_weighs_costs():
     assert choose(1, 8, 128, 128) == "recurrent"
     assert choose(2048, 1536, 16, 1, vector=True) == "scan"  # Mamba-1: tiny states, no matrix products
     assert choose(2, 1536, 16, 1, vector=True) == "recurrent"
-    assert choose(64, 1, 1, 1024, vector=True) == "scan"
+    assert choose(256, 1, 1, 1024, vector=True) == "scan"
+    assert choose(1024, 4, 32, 32, vector=True) == "chunk"
     problem = Problem(1, 4096, 8, 64, 64, False, False)
     assert estimate("parallel", problem, 64) > estimate("chunk", problem, 64)
