@@ -28,7 +28,7 @@ import torch
 
 from .forms import Result, Source, attend, in_blocks, recurrent_form
 from .gradients import BlockGradient, Carry, walk_gradient
-from .memory import into, own
+from .memory import into, own, times
 from .order import BEFORE, Order
 from .scores import (
     Column,
@@ -40,7 +40,6 @@ from .scores import (
     plus,
     product,
     scores_of,
-    times,
 )
 from .steps import Array, Gradients, Slice
 

@@ -15,13 +15,13 @@ state [..., K, V]. Each form returns the outputs as a list of consecutive pieces
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from .decays import exp
-from .memory import copied, increased, into, matmul, once, plus_product, scaled
+from .memory import copied, increased, into, matmul, memory, once, plus_product, scaled, times
 from .order import Order
 from .scan import scan
 from .steps import Array, Slice
@@ -87,9 +87,14 @@ def decayed(x: Array, log_weight: Array) -> Array:
     return x if log_weight is None else x * exp(log_weight)
 
 
+def tiny(S: Array) -> bool:
+    """Whether what is read of S [..., K, V] is summed."""
+    return S.shape[-2] < TINY or S.shape[-1] < TINY
+
+
 def read_state(q: Array, S: Array) -> Array:
     """qᵀ S for q [..., 1, K]: a matrix product, but where it is tiny."""
-    return q @ S if min(S.shape[-2:]) >= TINY else torch.sum(q.mT * S, -2, True)
+    return torch.sum(q.mT * S, -2, True) if tiny(S) else q @ S
 
 
 def decay_state(S: Array, la: Array, lb: Array) -> Array:
@@ -265,27 +270,21 @@ def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int,
     return Map(into("map", torch.mul, products, W), products, W, since, until, keys, every, [])
 
 
-def weighed(name: str, x: Array, w: Array) -> Array:
-    """`weighted`, in memory of this name."""
-    return x if w is None else into(name, torch.mul, x, w)
-
-
 def at(x: Array, i: int) -> Array:
-    """One chunk of something that all may share."""
+    """Of one chunk; None of None."""
     return None if x is None else x[i]
 
 
-def next_state(
-    name: Hashable, S: Array, keys: Array, values: Array, k: Array, v: Array, room: Array = None
-) -> Array:
+def next_state(S: Array, keys: Array, values: Array, k: Array, v: Array, room: Array) -> Array:
     """The state after a chunk: all its decays [..., 1, K] and [..., 1, V], and what it writes; in this room,
-    or memory of this name."""
-    weights = [w for w in (None if keys is None else keys.mT, values) if w is not None]
-    operation: tuple[Any, ...] = (torch.mul, S, weights[0]) if weights else (copied, S)
-    S = into(name, *operation) if room is None else operation[0](*operation[1:], out=room)
-    for w in weights[1:]:
-        S = scaled(S, w)
-    return plus_product(S, k.mT, v)
+    or with None in memory of its own."""
+    if keys is not None:
+        S = torch.mul(S, keys.mT, out=room)
+    elif values is not None:
+        S, values = torch.mul(S, values, out=room), None
+    else:
+        S = copied(S, room)
+    return plus_product(scaled(S, values), k.mT, v)
 
 
 def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
@@ -299,13 +298,13 @@ def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
         inside, keys, values = tree(q, k, v, in_chunks(la, size), in_chunks(lb, size), order)
     else:
         m = chunk_map(q, k, la, lb, order, size)
-        P, keys, values = m.map, m.keys, Side(m.since, weighed("written", v, m.until), m.total)
-    outs, n = [], c.v.shape[-2]
+        P, keys, values = m.map, m.keys, Side(m.since, times("written", v, m.until), m.total)
+    outs, n, room = [], c.v.shape[-2], memory("state", S, *S.shape)
     for i in range(v.shape[0]):
         o = scaled(into(("o", i), torch.matmul, keys.reads[i], S), at(values.reads, i))
         o = plus_product(o, P[i], v[i]) if inside is None else increased(o, inside[i])
         totals = at(keys.total, i), at(values.total, i)
-        S = next_state("state", S, *totals, keys.writes[i], values.writes[i])
+        S = next_state(S, *totals, keys.writes[i], values.writes[i], room)
         outs.append(o[..., : min(size, n - i * size), :])
     return outs, S
 

@@ -41,10 +41,9 @@ from .forms import (
     suffix,
     together,
     values_differ,
-    weighed,
     weighted,
 )
-from .memory import copied, increased, into, matmul, memory, own, plus_product, reuses, scaled
+from .memory import copied, increased, into, matmul, memory, plus_product, reuses, scaled, times
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
@@ -58,6 +57,7 @@ from .tree import (
     descend_both,
     from_chunk,
     in_chunks,
+    own_pairs,
     own_weight,
 )
 
@@ -108,10 +108,10 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[O
     before, after = (list[Array]([None] * n if room is None else room) for room in rooms)
     before[0], after[-1] = copied(S, before[0]), copied(G, after[-1])
     for i in range(1, n):
-        before[i] = next_state("", before[i - 1], *totals[i - 1], k[i - 1], v[i - 1], before[i])
+        before[i] = next_state(before[i - 1], *totals[i - 1], k[i - 1], v[i - 1], before[i])
     for i in reversed(range(1, n)):
-        after[i - 1] = next_state("", after[i], *totals[i], q[i], do[i], after[i - 1])
-    start = own(next_state("start", after[0], *totals[0], q[0], do[0]))
+        after[i - 1] = next_state(after[i], *totals[i], q[i], do[i], after[i - 1])
+    start = next_state(after[0], *totals[0], q[0], do[0], None)
     S, G = (
         torch.stack(xs) if room is None else room for room, xs in zip(rooms, (before, after), strict=True)
     )
@@ -198,10 +198,8 @@ def _where_values_differ(x: Chunks, both: Both, outside: Outside, order: Order) 
     dq, dk, da = _leaf(keys, x.a, order, x.q, x.k)
     _, dv, db = _leaf(values, x.b, order, x.do, x.v)
     if not order.strict:
-        own_a = own_weight(x.a, order)
-        own_b = own_weight(x.b, order)
-        w = torch.sum(weighted(x.q * x.k, own_a), -1, True)
-        dw = torch.sum(x.do * weighted(x.v, own_b), -1, True)
+        own_a, own_b = own_weight(x.a, order), own_weight(x.b, order)
+        w, dw = own_pairs(x.q, x.k, x.a, order), own_pairs(x.do, x.v, x.b, order)
         dq, dk = dq + weighted(x.k, own_a) * dw, dk + weighted(x.q, own_a) * dw
         dv = dv + weighted(x.do, own_b) * w
         if own_b is not None:
@@ -223,7 +221,7 @@ def chunk_gradients(
         found = _where_values_differ(x, both, outside, order)
     else:
         m = chunk_map(x.q, x.k, la, lb, order, size, keep=True)
-        values = Side(weighed("asked", x.do, m.since), weighed("written", x.v, m.until), m.total)
+        values = Side(times("asked", x.do, m.since), times("written", x.v, m.until), m.total)
         outside, start = _outside(x, S, G, m.keys, values)
         found = (_where_all_decay_alike if la is None else _where_keys_decay)(x, m, outside, order)
     pieces, n = [], c.v.shape[-2]

@@ -109,6 +109,11 @@ def copied(x: Any, out: Any = None) -> Any:
     return x if _here.kept is None else x.clone(memory_format=torch.contiguous_format)
 
 
+def times(name: Hashable, x: Any, y: Any) -> Any:
+    """x ∘ y, None being 1. May take the place of either."""
+    return x if y is None else into(name, torch.mul, x, y)
+
+
 def _one_batch(x: torch.Tensor) -> bool:
     """Whether all leading axes are one, without a copy."""
     axes = [(n, s) for n, s in zip(x.shape[:-2], x.stride()[:-2], strict=True) if n > 1]
@@ -121,8 +126,7 @@ def matmul(name: Hashable, a: Any, b: Any) -> Any:
     if _here.kept is None or a.shape[0] == 1 or (_one_batch(a) and _one_batch(b)):
         return into(name, torch.matmul, a, b)
     lead = torch.Size(map(max, a.shape[:-2], b.shape[:-2]))
-    sizes = *lead, a.shape[-2], b.shape[-1]
-    out = kept((name, sizes, a.dtype), lambda: a.new_empty(sizes))
+    out = memory(name, a, *lead, a.shape[-2], b.shape[-1])
     for x, y, z in zip(a, b, out, strict=True):
         torch.matmul(x, y, out=z)
     return out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import triton_core
-from .forms import TINY, read_state
+from .forms import read_state, tiny
 from .ops import accumulation_dtype, split_resets
 
 
@@ -75,11 +75,6 @@ def formula(
     S = v.new_zeros(B, H, K, V) if state is None else state.to(dtype)
     o, S = _advance(q, k, v, la, lb, beta, x, y, S, read_state, read, inplace)
     return o.squeeze(2).to(v_t.dtype), S
-
-
-def tiny(S: Tensor) -> bool:
-    """Whether what is read of S [..., K, V] is summed (`read_state`)."""
-    return S.shape[-2] < TINY or S.shape[-1] < TINY
 
 
 def plain_formula(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import checks, triton_core
-from .one_step import formula, plain_formula, step_in_place_op, step_op, tiny
+from .forms import tiny
+from .one_step import formula, plain_formula, step_in_place_op, step_op
 from .ops import accumulation_dtype, recurrence_op
 from .order import READS
 

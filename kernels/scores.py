@@ -33,7 +33,7 @@ from .forms import (
     total,
 )
 from .gradients import _leaf, _like, straddling
-from .memory import into
+from .memory import copied, into, times
 from .order import Order
 from .steps import Array
 from .tree import Level, descend, from_chunk, pad_time, power_of_two, tree_map
@@ -94,14 +94,10 @@ def cast(name: Hashable, x: Array, dtype: Any) -> Array:
     return x if dtype is None or x.dtype == dtype else into(name, _to, x, dtype)
 
 
-def _copied(x: Array, out: Array = None) -> Array:
-    return x.contiguous() if out is None else out.copy_(x)
-
-
 def dense(name: Hashable, x: Array) -> Array:
     """x, laid out so that products need no copy of it each."""
     strided = isinstance(x, torch.Tensor) and (x.stride(-1) != 1 or 0 in x.stride())
-    return into(name, _copied, x) if strided else x
+    return into(name, copied, x) if strided else x
 
 
 def dtype_of(x: Array) -> Any:
@@ -111,11 +107,6 @@ def dtype_of(x: Array) -> Any:
 def wide(name: Hashable, x: Array) -> Array:
     """x in float64."""
     return cast(name, x, None if dtype_of(x) is None else torch.float64)
-
-
-def times(name: Hashable, x: Array, y: Array) -> Array:
-    """x ∘ y, None being 1. May take the place of either."""
-    return x if y is None else into(name, torch.mul, x, y)
 
 
 def product(name: Hashable, x: Array, y: Array) -> Array:
