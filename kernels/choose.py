@@ -69,8 +69,8 @@ def estimate(form: str, p: Problem, size: int) -> float:
         flops = (2 * C if scalar else C) * (K + V) + 4 * K * V
         token = (passes + 6 * (K + V)) * ELEMENT + flops * FLOP
         if p.erases:  # the reads that erase, and the system they solve; chunk by chunk
-            token, at_once = 2 * token + C * V * FLOP, 1
-        return math.ceil(T / (C * at_once)) * calls * CALL + math.ceil(T / C) * carry + lanes * T * token
+            token, at_once = 2 * token + C * V * FLOP, C
+        return math.ceil(T / at_once) * calls * CALL + math.ceil(T / C) * carry + lanes * T * token
     if form == "parallel":
         per_pair = (20 + 15 * vectors) * ELEMENT + 2 * (K + V) * FLOP
         if p.erases:

@@ -327,10 +327,13 @@ TOGETHER, MOST_TOGETHER = 1 << 18, 4
 
 def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> Result:
     """Blocks of `size` steps one after the other, the state handed from each to the next. A source that has
-    `keep` takes the outputs of each at once, while they are in a cache."""
+    `keep` takes the outputs of each at once, while they are in a cache, and one that has `remember` the state
+    before it."""
     outs = []
-    keep = getattr(steps, "keep", None)
+    keep, remember = getattr(steps, "keep", None), getattr(steps, "remember", None)
     for i in range(0, len(steps), size):
+        if remember is not None:
+            remember(i, S)
         found, S = body(steps.slice(i, min(i + size, len(steps))), S, order)
         if isinstance(found, list):
             starts = range(i, len(steps), found[0].shape[-2])
@@ -341,8 +344,9 @@ def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> R
 
 
 def together(width: int, size: int) -> int:
-    """How many chunks of this size to take at a time, of operands that have so many numbers in a step."""
-    return max(1, min(MOST_TOGETHER, TOGETHER // max(1, width * size)))
+    """The steps of as many chunks of this size as are taken at a time, of operands that have so many numbers
+    in a step."""
+    return size * max(1, min(MOST_TOGETHER, TOGETHER // max(1, width * size)))
 
 
 def width_of(steps: Source) -> int:
@@ -354,9 +358,7 @@ def recurrent_form(steps: Source, S: Array, order: Order, size: int) -> Result:
 
 
 def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
-    return in_blocks(
-        steps, S, order, size * together(width_of(steps), size), functools.partial(chunks, size=size)
-    )
+    return in_blocks(steps, S, order, together(width_of(steps), size), functools.partial(chunks, size=size))
 
 
 def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:

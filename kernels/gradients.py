@@ -47,7 +47,7 @@ from .memory import copied, increased, into, matmul, memory, plus_product, reuse
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
-from .steps import Array, Gradients, Slice, Steps
+from .steps import Array, Gradients, Saved, Slice, Steps
 from .tree import (
     Both,
     Handed,
@@ -332,17 +332,22 @@ def states_at(steps: Source, S: Array, order: Order, size: int, carry: Carry = c
 
 
 def states_back(
-    steps: Source, S: Array, order: Order, size: int, carry: Carry
+    steps: Source, S: Array, order: Order, size: int, carry: Carry, saved: Saved | None = None
 ) -> Iterator[tuple[int, Array]]:
-    """The start of every block and the state there, the last first. Of many blocks only about the root of
-    their number is kept, of states and of those between two of them: a second sweep for less memory."""
+    """The start of every block and the state there, the last first. Where none are saved, of many blocks only
+    about the root of their number is kept, of states and of those between two of them: a second sweep for
+    less memory."""
     starts = range(0, len(steps), size)
-    apart = 1 if len(starts) <= MANY else math.isqrt(len(starts))
     kept = [S]
-    for i in starts[:-1]:
-        S = carry(steps.slice(i, i + size), S, order)
-        if (i // size + 1) % apart == 0:
-            kept.append(S)
+    if saved is not None:
+        apart = saved.every // size
+        kept += saved.states.unbind()
+    else:
+        apart = 1 if len(starts) <= MANY else math.isqrt(len(starts))
+        for i in starts[:-1]:
+            S = carry(steps.slice(i, i + size), S, order)
+            if (i // size + 1) % apart == 0:
+                kept.append(S)
     for n in reversed(range(len(kept))):
         between = [kept.pop()]
         blocks = starts[n * apart : (n + 1) * apart]
@@ -360,14 +365,16 @@ def vjp(
     size: int,
     block: BlockGradient = chunk_gradient,
     carry: Carry = carry,
+    saved: Saved | None = None,
 ) -> tuple[Gradients, Array]:
-    """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state."""
+    """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state;
+    from the states that forward has saved, if it has."""
     run: Any = block
     part = size
     if block is chunk_gradient:
-        run, size = functools.partial(chunk_gradients, size=size), size * together(steps.width, size)
-    if carry is end:
-        states = states_back(steps, S, order, size, carry)
+        run, size = functools.partial(chunk_gradients, size=size), together(steps.width, size)
+    if carry is end or saved is not None:
+        states = states_back(steps, S, order, size, carry, saved)
     else:
         every = states_at(steps, S, order, size, carry)[:-1]
         states = zip(reversed(range(0, len(steps), size)), reversed(every), strict=True)

@@ -8,12 +8,14 @@ the code is the same.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import numpy
 import torch
 
 
@@ -72,6 +74,22 @@ def memory(name: Hashable, like: Any, n: int, *sizes: int) -> Any:
     if found is None or found.shape[0] < n:
         found = _here.kept[key] = like.new_empty(n, *sizes)
     return found if found.shape[0] == n else found[:n]
+
+
+# From so many bytes on (as numpy does) memory comes in pages of 2 MB, if the system has some to give: a fresh
+# page costs a fault and is zeroed, which for results of 32 MB takes longer than to fill them.
+LARGE, ALIGNED = 1 << 22, 64
+
+
+def new(like: torch.Tensor, *sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor of these sizes with the device of `like`, and its dtype if no other, yet to be written."""
+    dtype = dtype or like.dtype
+    size = math.prod(sizes) * dtype.itemsize
+    if like.device.type != "cpu" or size < LARGE:
+        return like.new_empty(sizes, dtype=dtype)
+    room = torch.from_numpy(numpy.empty(size + ALIGNED, numpy.uint8))
+    start = -room.data_ptr() % ALIGNED
+    return room[start : start + size].view(dtype).view(sizes)
 
 
 def lend(name: Hashable, x: Any) -> None:

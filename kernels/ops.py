@@ -16,9 +16,9 @@ from torch import Tensor
 
 from . import checks, delta, forms, gradients, numba_core, triton_core
 from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
-from .memory import reusing
+from .memory import new, reusing
 from .order import READS
-from .steps import Gradients, Steps
+from .steps import Gradients, Saved, Steps
 
 CHUNK = 64
 # The parallel form has the gradient of the chunk form: its own would need T×T weights again.
@@ -159,6 +159,35 @@ def _block(x: Operands, o: Options, form: str, gradient: bool = False) -> int:
     return blocks[form](_problem(x)) if form in blocks else CHUNK
 
 
+def _every(x: Operands, o: Options) -> int:
+    """Steps between the states that torch's forward leaves for the gradient: as many blocks as make them no
+    more numbers than the values. 0 where it leaves none, as its blocks are not the gradient's."""
+    form = form_of(x, o) if o.save and not x.erases else ""
+    if form not in ("chunk", "recurrent"):
+        return 0
+    b, _, h, V = x.v.shape
+    K, size = x.k.shape[3], _block(x, o, form)
+    size = forms.together(b * h * max(K, V), size) if form == "chunk" else size
+    return size * -(-K // size)
+
+
+def saved_shape(x: Operands, every: int) -> tuple[int, ...]:
+    """Of the states after every so many steps, one sequence after the other."""
+    if not every:
+        return (0,)
+    packed, (b, h, k, v) = x.cu_seqlens is not None, state_shape(x)
+    # That after the last step is no one's start; packed sequences may end anywhere.
+    n = (x.v.shape[1] if packed else max(0, x.v.shape[1] - 1)) // every
+    return n, 1 if packed else b, h, k, v
+
+
+def _per_segment(saved: Tensor | None, every: int, segments: list[tuple[int, int]]) -> list[Saved | None]:
+    if saved is None:
+        return [None for _ in segments]
+    many = [max(0, stop - start - 1) // every for start, stop in segments]
+    return [Saved(every, states) for states in saved[: sum(many)].split(many)]
+
+
 def _without_resets(x: Operands) -> tuple[Operands, Tensor | None]:
     if x.outer is None:
         return x, None
@@ -174,6 +203,7 @@ def _steps(
     dtype: torch.dtype,
     resets: Tensor | None,
     out: Tensor | None = None,
+    saved: Saved | None = None,
 ) -> Steps:
     def cut(y: Tensor | None, constant: int) -> Tensor | None:
         return y if y is None or y.ndim == constant else y[:, start:stop]
@@ -193,6 +223,7 @@ def _steps(
         dtype=dtype,
         resets=resets,
         out=None if out is None else out[:, start:stop],
+        saved=saved,
     )
 
 
@@ -246,32 +277,36 @@ def unmask_gradients(g: Gradients, x: Operands) -> Gradients:
     return g._replace(**kept, la=la, lb=lb)
 
 
-def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor]:
+def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Outputs, final states and, where `save` asks for them, states that the gradient can start from."""
     dtype, order = _acc(x), READS[o.read]
     x = apply_mask(x)
     form = form_of(x, o)
     run = (delta.FORMS if x.erases else forms.FORMS)[form]
     x, resets = _without_resets(x)
-    out, states = x.v.new_empty(x.v.shape), []
+    out, states, segments = new(x.v, *x.v.shape), [], _segments(x)
+    every = _every(x, o)
+    kept = new(x.v, *saved_shape(x, every), dtype=dtype) if every else None
+    saved = _per_segment(kept, every, segments)
     with _full_precision(x.v.device, o.precision):
-        for n, (start, stop) in enumerate(_segments(x)):
+        for n, (start, stop) in enumerate(segments):
             state = _initial(x, n, dtype)
             if stop > start:
-                steps = _steps(x, o, start, stop, dtype, resets, out)
+                steps = _steps(x, o, start, stop, dtype, resets, out, saved[n])
                 with reusing():
                     whole, state = run(steps, state, order, _block(x, o, form))
                 for piece in whole:  # of a form that knows no blocks
                     steps.keep(0, piece)
             states.append(state)
     state = states[0] if len(states) == 1 else torch.cat(states)
-    return out, state.contiguous()
+    return out, state.contiguous(), kept
 
 
 def torch_backward(
-    do: Tensor, dstate: Tensor, x: Operands, o: Options, reuse: bool = True
+    do: Tensor, dstate: Tensor, x: Operands, o: Options, kept: Tensor | None = None, reuse: bool = True
 ) -> tuple[Gradients, Tensor]:
-    """Gradients of the operands and of the initial state, all in the accumulation dtype. To be differentiated
-    itself, it may not reuse memory."""
+    """Gradients of the operands and of the initial state, all in the accumulation dtype; from the states that
+    forward kept, or after a sweep for them. To be differentiated itself, it may not reuse memory."""
     dtype, order = _acc(x), READS[o.read]
     given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
@@ -280,10 +315,11 @@ def torch_backward(
     x, resets = _without_resets(x)
     size = _block(x, o, kind, True)
     found: list[Gradients] = []
-    states = []
+    states, segments = [], _segments(x)
+    saved = _per_segment(kept, 0 if kept is None else _every(x, o), segments)
     with _full_precision(x.v.device, o.precision):
         do, dstate = do.to(dtype), dstate.to(dtype)
-        for n, (start, stop) in enumerate(_segments(x)):
+        for n, (start, stop) in enumerate(segments):
             G = dstate if x.cu_seqlens is None else dstate[n : n + 1]
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
@@ -291,7 +327,7 @@ def torch_backward(
                 if x.erases and kind == "chunk":
                     block, carry = delta.sweeps()
                 with reusing(reuse):
-                    g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry)
+                    g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry, saved[n])
                 found.append(g)
             states.append(G)
     state = states[0] if len(states) == 1 else torch.cat(states)
@@ -353,7 +389,7 @@ def _recurrence(
         if not legal:
             _check_values(x)
     else:
-        out, state = torch_forward(x, o)
+        out, state, saved = torch_forward(x, o)
     # An operator's results may not share memory with its arguments (T = 0 hands the state through).
     if initial_state is not None and state.data_ptr() == initial_state.data_ptr():
         state = state.clone()
@@ -433,6 +469,8 @@ def _fake_recurrence(
         saved = triton_core.saved_shape(*x, **_triton_options(o))
     elif o.save and uses_numba(x, o):
         saved = numba_core.saved_shape(v.shape, k.shape[3], None if cu_seqlens is None else state_shape(x)[0])
+    elif o.save:
+        saved = saved_shape(x, _every(x, o))
     return v.new_empty(v.shape), v.new_empty(state_shape(x), dtype=_acc(x)), v.new_empty(saved, dtype=_acc(x))
 
 
@@ -476,7 +514,7 @@ def _recurrence_backward(
     elif uses_numba(x, o):
         grads = _numba_backward(do, dstate, saved, x, o)
     else:
-        grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o))
+        grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o, saved if saved.numel() else None))
     return tuple(  # type: ignore[return-value]
         v.new_empty(0) if y is None or g is None else _own(g.to(y.dtype), do, dstate)
         for y, g in zip(x.floating, grads, strict=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .memory import into, lend, memory
+from .memory import into, lend, memory, new
 
 # A tensor, or anything that takes part in torch functions the way one does (`mixerzoo.equivalence.algebra`).
 Array = Any
@@ -47,6 +47,14 @@ class Gradients(NamedTuple):
     outer: Array = None
 
 
+class Saved(NamedTuple):
+    """States [n, B, H, K, V] that forward leaves for the gradient: after `every` steps, and so many again.
+    That at the end is none of them."""
+
+    every: int
+    states: Array
+
+
 class Steps:
     """Operands in the public layout: q [B,T,Hq,K], k [B,T,Hk,K], v [B,T,H,V].
 
@@ -54,7 +62,7 @@ class Steps:
     the log-decay is dt·A, and where `resets` ([H,K] bool) it is -inf for dt > 0, whatever A. log_decay_v
     is None, [H,V] or [B,T,H,V]; beta is None or [B,T,H]; x and y are None or [B,T,Hx,K]. `dtype` is what
     slices are computed in (None keeps them as they are); `reverse` walks time from the end. Outputs go to
-    `out` [B,T,H,V], if that is given.
+    `out` [B,T,H,V], and states to `saved`, where these are given.
     """
 
     def __init__(
@@ -74,11 +82,12 @@ class Steps:
         dtype: torch.dtype | None = None,
         resets: Array = None,
         out: Array = None,
+        saved: Saved | None = None,
     ) -> None:
         self.q, self.k, self.v = q, k, v
         self.log_decay, self.outer, self.log_decay_v = log_decay, outer, log_decay_v
         self.beta, self.x, self.y = beta, x, y
-        self.resets, self.out = resets, out
+        self.resets, self.out, self.saved = resets, out, saved
         self._constants: dict[tuple[str, int], Array] = {}
         self._transposed: Array = None
         self.scale, self.reverse, self.dtype = scale, reverse, dtype
@@ -177,6 +186,11 @@ class Steps:
             there.copy_(o)
         return True
 
+    def remember(self, i: int, S: Array) -> None:
+        """Saves the state before step i, if it is one of those."""
+        if self.saved is not None and i and i % self.saved.every == 0:
+            self.saved.states[i // self.saved.every - 1].copy_(S)
+
     def _gather(self, g: Array, heads: int) -> Array:
         """The transpose of `_spread`: [B,H or heads,C,D] to [B,C,heads,D]."""
         b, h, c, d = g.shape
@@ -226,7 +240,7 @@ class Steps:
             if constant:
                 return whole + x
             if whole is None:
-                whole = x.new_empty(x.shape[0], self.length, *x.shape[2:])
+                whole = new(x, x.shape[0], self.length, *x.shape[2:])
             whole[:, a:b].copy_(x)
             return whole
 

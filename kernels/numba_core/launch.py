@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..memory import new
 from . import threads, walk
 from .problem import ABSENT, BLOCK, CONSTANT, NONE, VECTOR, Problem, slots
 
@@ -116,8 +117,7 @@ def _operands(x: Problem, n: int) -> list[int]:
 
 
 def _memory(x: Problem, *shape: int, zero: bool = False) -> Tensor:
-    make = torch.zeros if zero else torch.empty
-    return make(shape, dtype=x.acc)
+    return torch.zeros(shape, dtype=x.acc) if zero else new(x.v, *shape, dtype=x.acc)
 
 
 def saved_shape(x: Problem) -> tuple[int, int, int]:

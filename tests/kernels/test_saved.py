@@ -1,0 +1,72 @@
+"""States that forward leaves for the gradient: which, and that they are the ones a sweep would find."""
+
+import pytest
+import torch
+
+from mixerzoo.kernels import memory, ops
+
+
+def problem(T, K, offsets=None, **options):
+    g = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, T, 2, K, generator=g, dtype=torch.float64) for _ in range(2))
+    v = torch.randn(1, T, 2, 5, generator=g, dtype=torch.float64)
+    la = -torch.rand(1, T, 2, K, generator=g, dtype=torch.float64)
+    n = 1 if offsets is None else len(offsets) - 1
+    S = torch.randn(n, 2, K, 5, generator=g, dtype=torch.float64)
+    seqlens = None if offsets is None else torch.tensor(offsets)
+    x = ops.Operands(q, k, v, la, None, None, None, None, None, S, seqlens)
+    return x, ops.Options(
+        **{
+            "scale": 1.0, "read": "after", "reverse": False, "form": "chunk", "backend": "torch",
+            "schedule": "auto", "precision": None, "chunk_size": 4, "save": True, **options,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "T, K, offsets",
+    [(16, 3, None), (17, 3, None), (70, 3, None), (200, 40, None), (64, 3, [0, 16, 16, 33, 64]), (0, 3, None)],
+)
+def test_the_gradient_from_saved_states(form, reverse, T, K, offsets, monkeypatch):
+    """Ends before, at and after a state that is saved; fewer states than blocks (K = 40); packed sequences."""
+    x, o = problem(T, K, offsets, form=form, reverse=reverse)
+    every = ops._every(x, o)
+    _, _, kept = ops.torch_forward(x, o)
+    assert kept.shape == ops.saved_shape(x, every)
+    lengths = [T] if offsets is None else [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+    assert len(kept) >= sum(max(0, n - 1) // every for n in lengths)
+    do, dS = torch.randn_like(x.v), torch.randn_like(x.initial_state)
+    want, want_start = ops.torch_backward(do, dS, x, o)
+    if K == 3:  # every block has its state: no sweep
+        monkeypatch.setattr(ops.gradients, "states_at", None)
+        monkeypatch.setitem(ops.gradients.CARRIES, form, None)
+    got, got_start = ops.torch_backward(do, dS, x, o, kept)
+    for a, b in zip((*got, got_start), (*want, want_start), strict=True):
+        assert a is b is None or torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_no_more_numbers_than_values():
+    for K, T in ((3, 500), (40, 500), (300, 5000)):
+        x, o = problem(T, K)
+        assert ops.torch_forward(x, o)[2].numel() <= x.v.numel()
+
+
+def test_nothing_is_saved_without_a_gradient_or_where_blocks_differ():
+    x, o = problem(100, 3)
+    assert ops.torch_forward(x, o._replace(save=False))[2] is None
+    for form in ("parallel", "scan"):
+        assert ops.torch_forward(x, o._replace(form=form))[2] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_large_results_are_plain_tensors(dtype):
+    """In numpy's memory: contiguous, aligned like torch's own, of the dtype asked for."""
+    like = torch.empty(0)
+    for sizes in ((3, 5), (1 << 21, 3)):
+        x = memory.new(like, *sizes, dtype=dtype)
+        assert x.shape == sizes and x.dtype == dtype and x.is_contiguous()
+        assert x.data_ptr() % memory.ALIGNED == 0
+        x.fill_(2.0)
+        assert x.sum(dtype=torch.float64) == 2 * x.numel()
