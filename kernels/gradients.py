@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .decays import exp
 from .forms import (
     Map,
     Source,
@@ -43,22 +42,21 @@ from .forms import (
     values_differ,
     weighted,
 )
-from .memory import copied, increased, into, matmul, memory, plus_product, reuses, scaled, times
+from .memory import copied, into, matmul, memory, plus_product, reuses, scaled, times
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
 from .steps import Array, Gradients, Saved, Slice, Steps
 from .tree import (
     Both,
-    Handed,
     Side,
     climb_both,
     descend,
     descend_both,
     from_chunk,
     in_chunks,
+    leaf,
     own_pairs,
-    own_weight,
 )
 
 # (slice, S at its start, G at its end, dO) -> gradients of the slice, G at its start
@@ -131,22 +129,6 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[O
     return Outside(dq, out, dk, matmul("dv", k, G), of_a, of_b), start
 
 
-def _leaf(handed: Handed, la: Array, order: Order, x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Gradients of what reads and what is written, x and y, and of the log-decay, but for pairs of a step
-    with itself, from what arrives at single steps."""
-    dx, dy, _ = handed
-    if la is None:
-        return dx, dy, None
-    dla = handed.la[..., 0, :]
-    if order.query_decayed:
-        dx = scaled(dx, exp(la))
-        dla = dla + _like(x * dx, la)
-    if order.key_decayed:
-        dy = scaled(dy, exp(la))
-        dla = dla + _like(y * dy, la)
-    return dx, dy, dla
-
-
 def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> Array:
     """Of each step the sum over the pairs [..., C, C], of a query and a key, that are weighed by its decay:
     keys before it (or up to it), queries from it on (or after it); [..., C, 1]."""
@@ -159,11 +141,7 @@ def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> 
 def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
     dP = matmul("of map", x.do, x.v.mT)
     handed = descend("keys", m.levels, dP, from_chunk(outside.q, outside.k, outside.a))
-    dq, dk, da = _leaf(handed, x.a, order, x.q, x.k)
-    if not order.strict:
-        own_a, dw = own_weight(x.a, order), torch.diagonal(dP, 0, -2, -1)[..., None]
-        dq, dk = increased(dq, weighted(x.k, own_a) * dw), increased(dk, weighted(x.q, own_a) * dw)
-        da = da if own_a is None else da + x.q * x.k * own_a * dw
+    dq, dk, da = leaf("keys", handed, x.a, order, x.q, x.k, torch.diagonal(dP, 0, -2, -1)[..., None])
     return dq, dk, plus_product(outside.v, m.map.mT, x.do), da, None
 
 
@@ -195,16 +173,9 @@ def _where_values_differ(x: Chunks, both: Both, outside: Outside, order: Order) 
     keys = from_chunk(outside.q, outside.k, outside.a)
     values = from_chunk(outside.out, outside.v, outside.b)
     keys, values = descend_both(both.levels, keys, values)
-    dq, dk, da = _leaf(keys, x.a, order, x.q, x.k)
-    _, dv, db = _leaf(values, x.b, order, x.do, x.v)
-    if not order.strict:
-        own_a, own_b = own_weight(x.a, order), own_weight(x.b, order)
-        w, dw = own_pairs(x.q, x.k, x.a, order), own_pairs(x.do, x.v, x.b, order)
-        dq, dk = dq + weighted(x.k, own_a) * dw, dk + weighted(x.q, own_a) * dw
-        dv = dv + weighted(x.do, own_b) * w
-        if own_b is not None:
-            da = None if da is None else da + x.q * x.k * own_a * dw
-            db = db + x.do * x.v * own_b * w
+    w, dw = own_pairs("keys", x.q, x.k, x.a, order), own_pairs("values", x.do, x.v, x.b, order)
+    dq, dk, da = leaf("keys", keys, x.a, order, x.q, x.k, dw)
+    _, dv, db = leaf("values", values, x.b, order, x.do, x.v, w)
     return dq, dk, dv, da, db
 
 

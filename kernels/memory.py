@@ -163,6 +163,11 @@ def increased(x: Any, y: Any) -> Any:
     return x + y if _here.kept is None else x.add_(y)
 
 
+def plus_times(x: Any, a: Any, b: Any) -> Any:
+    """x + a ∘ b."""
+    return x + a * b if _here.kept is None else x.addcmul_(a, b)
+
+
 def plus_scaled(y: Any, x: Any, factor: Any) -> Any:
     """y + x ∘ factor, None being 1; in x's place."""
     if _here.kept is None:

@@ -32,11 +32,11 @@ from .forms import (
     suffix_weight,
     total,
 )
-from .gradients import _leaf, _like, straddling
+from .gradients import _like, straddling
 from .memory import copied, into, times
 from .order import Order
 from .steps import Array
-from .tree import Level, descend, from_chunk, pad_time, power_of_two, tree_map
+from .tree import Level, descend, from_chunk, leaf, pad_time, power_of_two, tree_map
 
 # exp of this, times the square of anything in float32, is a number of float64.
 REPRESENTABLE = 500.0
@@ -547,10 +547,8 @@ class Levels(Scores):
                 nothing = [torch.zeros_like(x * exp(la)) for _ in range(3)]
                 start = from_chunk(nothing[0], nothing[1], nothing[2][..., :1, :])
                 levels = self._tree(row, column, keep=True)[1]
-                dx, dk, d = _leaf(descend((row.name, column.name), levels, dP, start), la, row.order, x, k)
-                if not row.order.strict:
-                    dw = torch.diagonal(dP, 0, -2, -1)[..., None]
-                    dx, dk = dx + k * dw, dk + x * dw
+                name, own = (row.name, column.name), torch.diagonal(dP, 0, -2, -1)[..., None]
+                dx, dk, d = leaf(name, descend(name, levels, dP, start), la, row.order, x, k, own)
                 drows[i], dcolumns[j], dla = added(drows[i], dx), added(dcolumns[j], dk), added(dla, d)
         return Pulled([z[..., :n, :] for z in drows], [z[..., :n, :] for z in dcolumns], dla[..., :n, :])
 

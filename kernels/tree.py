@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .decays import exp
-from .memory import copied, into, kept, plus_scaled, reuses, scaled
+from .memory import copied, into, kept, once, plus_scaled, plus_times, reuses, scaled
 from .order import Order
 from .steps import Array
 
@@ -107,6 +107,15 @@ class Side(NamedTuple):
     total: Array
 
 
+def _faded(la: Array, name: Hashable) -> Array:
+    return into((name, "decay"), exp, la)
+
+
+def decay(name: Hashable, la: Array) -> Array:
+    """exp(la), once for the climb of this name and the way down."""
+    return once(_faded, la, name)
+
+
 class Climb:
     """What reads and what is written, weighed in blocks of h steps; `up` makes them those of 2h. What is None
     is 1. With `keep` a level stays as it is while the climb goes on."""
@@ -117,7 +126,7 @@ class Climb:
         self.name, self.la, self.keep, self.h = name, la, keep, 1
         self.reads, self.writes = reads, writes
         if la is not None:
-            self.totals = into((name, "decay"), exp, la)  # of blocks: [..., C/h, D]
+            self.totals = decay(name, la)  # of blocks: [..., C/h, D]
             self.reads = self._weighed("reads", reads, order.query_decayed)
             self.writes = self._weighed("writes", writes, order.key_decayed)
 
@@ -200,14 +209,14 @@ class _Map:
         self.found = whole(_cat(of_left, above, dim=-1), _cat(across, of_right, dim=-1))
 
 
-def own_weight(la: Array, order: Order) -> Array:
+def own_weight(name: Hashable, la: Array, order: Order) -> Array:
     """Of the pair of a step with itself, None being 1."""
-    return exp(la) if la is not None and order.query_decayed and order.key_decayed else None
+    return decay(name, la) if la is not None and order.query_decayed and order.key_decayed else None
 
 
-def own_pairs(q: Array, k: Array, la: Array, order: Order) -> Array:
+def own_pairs(name: Hashable, q: Array, k: Array, la: Array, order: Order) -> Array:
     """What of its own write each step reads, [..., C, 1]."""
-    pairs, w = into("own pairs", torch.mul, q, k), own_weight(la, order)
+    pairs, w = into("own pairs", torch.mul, q, k), own_weight(name, la, order)
     own = torch.sum(pairs if w is None else pairs * w, -1, True)
     return torch.zeros_like(own) if order.strict else own
 
@@ -216,7 +225,9 @@ def tree_map(
     name: Hashable, q: Array, k: Array, la: Array, order: Order, keep: bool = False
 ) -> tuple[Array, Side, list[Level]]:
     """The map of queries on keys, [..., C, C], with their decays in it; with `keep`, its levels."""
-    climb, own, levels, n = Climb(name, q, k, la, order, keep), own_pairs(q, k, la, order), [], la.shape[-2]
+    climb, n = Climb(name, q, k, la, order, keep), la.shape[-2]
+    levels: list[Level] = []
+    own = own_pairs(name, q, k, la, order)
     P = _Map(name, own.expand(*map(max, own.shape[:-1], la.shape[:-1]), 1))
     while climb.h < n:
         level = climb.level()
@@ -279,6 +290,29 @@ def descend(name: Hashable, levels: list[Level], dP: Array, given: Handed) -> Ha
     return given
 
 
+def leaf(
+    name: Hashable, handed: Handed, la: Array, order: Order, x: Array, y: Array, dw: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients of what reads and what is written, x and y, and of the log-decay, from what arrives at single
+    steps, and from that of the pair of each with itself, dw [..., C, 1]."""
+    dx, dy, dla = handed
+    if la is not None:
+        a, dla = decay(name, la), dla[..., 0, :]
+        if order.query_decayed:
+            dx = scaled(dx, a)
+            dla = plus_times(dla, x, dx)
+        if order.key_decayed:
+            dy = scaled(dy, a)
+            dla = plus_times(dla, y, dy)
+    if order.strict:
+        return dx, dy, dla
+    own = own_weight(name, la, order)
+    if own is not None:
+        dw = own * dw
+        dla = plus_times(dla, x * y, dw)
+    return plus_times(dx, y, dw), plus_times(dy, x, dw), dla
+
+
 # ------------------------------------------------------------------ where values decay
 
 
@@ -303,8 +337,8 @@ def climb_both(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order,
 def tree(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order) -> tuple[Array, Side, Side]:
     """Outputs [..., C, V] of chunks that start from zero, where values decay; keys may (else la is None)."""
     both = climb_both(q, k, v, la, lb, order)
-    w = own_weight(lb, order)
-    o = own_pairs(q, k, la, order) * (v if w is None else v * w)
+    w = own_weight("values", lb, order)
+    o = own_pairs("keys", q, k, la, order) * (v if w is None else v * w)
     for keys, values in both.levels:
         seen = ((keys.reads @ keys.writes.mT) @ values.writes) * values.reads
         o = whole(left(o, keys.h), right(o, keys.h) + seen)
