@@ -46,7 +46,7 @@ from .memory import copied, into, matmul, memory, plus_product, reuses, scaled, 
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
-from .steps import Array, Gradients, Saved, Slice, Steps
+from .steps import ALL, Array, Gradients, Saved, Slice, Steps, Wanted
 from .tree import (
     Both,
     Side,
@@ -80,6 +80,7 @@ class Chunks(NamedTuple):
     a: Array
     b: Array
     do: Array
+    decays: bool  # whether their gradients are wanted
 
 
 class Outside(NamedTuple):
@@ -116,11 +117,11 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[O
     of_a: Array = None
     of_b: Array = None
     out: Array = None
-    if x.a is not None or x.b is not None:
+    if x.decays and (x.a is not None or x.b is not None):
         pairs = into("passing", torch.mul, S, G)
-    if x.a is not None:
+    if x.decays and x.a is not None:
         of_a = weighted(torch.sum(weighted(pairs, values.total), -1)[..., None, :], keys.total)
-    if x.b is not None:
+    if x.decays and x.b is not None:
         of_b = torch.sum(pairs if keys.total is None else pairs * keys.total.mT, -2, True)
         of_b = _like(of_b, values.total) * values.total
     if values_differ(x.b):
@@ -153,7 +154,8 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
     if x.b is None:
         dP = into("of products", causal, dP, 0, order)
     else:
-        dP = into("of products", torch.mul, dP, m.weights)
+        dP, dv = into("of products", torch.mul, dP, m.weights), scaled(dv, m.until)
+    if x.decays and x.b is not None:
         pairs = into("pairs", torch.mul, dP, m.products)
         reads, writes = (torch.sum(into("x dx", torch.mul, *z), -1, True) for z in ((x.q, dq), (x.k, dk)))
         db = (
@@ -162,7 +164,6 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
             + prefix(writes, order.key_decayed)
             + straddling(pairs, order.query_decayed, order.key_decayed)
         )
-        dv = scaled(dv, m.until)
     if x.q.shape[-3] == x.k.shape[-3] == 1 < dP.shape[-3]:  # heads that share both: one product for all
         dq, dk, dP = (torch.sum(z, -3, True) for z in (dq, dk, dP))
     dq, dk = plus_product(dq, dP, x.k), plus_product(dk, dP.mT, x.q)
@@ -180,12 +181,15 @@ def _where_values_differ(x: Chunks, both: Both, outside: Outside, order: Order) 
 
 
 def chunk_gradients(
-    c: Slice, S: Array, G: Array, do: Array, order: Order, size: int
+    c: Slice, S: Array, G: Array, do: Array, order: Order, size: int, wanted: Wanted = ALL
 ) -> tuple[list[Gradients], Array]:
     """Of consecutive chunks of `size` steps, and of the state before them: all chunks at once, but for the
-    states, which lead from the first to the last, and their gradients, from the last to the first."""
+    states, which lead from the first to the last, and their gradients, from the last to the first. Those of
+    decays are None where none is wanted."""
     la, lb = sides(c)
-    x = Chunks(*(in_chunks(z, size) for z in (c.q, c.k, c.v, la, lb, do)))
+    decays = not wanted.isdisjoint(("la", "outer", "lb"))
+    q, k, v, a, b, do = (in_chunks(z, size) for z in (c.q, c.k, c.v, la, lb, do))
+    x = Chunks(q, k, v, a, b, do, decays)
     if values_differ(lb):
         both = climb_both(*x[:5], order, x.do)
         outside, start = _outside(x, S, G, both.keys, both.values)
@@ -201,7 +205,7 @@ def chunk_gradients(
         dq, dk, dv, da, db = (None if z is None else z[i][..., :steps, :] for z in found)
         # One that all share may be in the other.
         da, db = (
-            None if l is None else _like(own if own is not None else other, l)
+            None if l is None or not decays else _like(own if own is not None else other, l)
             for l, own, other in ((c.la, da, db), (c.lb, db, da))
         )
         pieces.append(Gradients(dq, dk, dv, da, db))
@@ -337,13 +341,14 @@ def vjp(
     block: BlockGradient = chunk_gradient,
     carry: Carry = carry,
     saved: Saved | None = None,
+    wanted: Wanted = ALL,
 ) -> tuple[Gradients, Array]:
     """Gradients of all operands, and of the initial state, given dO [B,T,H,V] and that of the final state;
-    from the states that forward has saved, if it has."""
+    from the states that forward has saved, if it has. Those that are not wanted may be None."""
     run: Any = block
     part = size
     if block is chunk_gradient:
-        run, size = functools.partial(chunk_gradients, size=size), together(steps.width, size)
+        run, size = functools.partial(chunk_gradients, size=size, wanted=wanted), together(steps.width, size)
     if carry is end or saved is not None:
         states = states_back(steps, S, order, size, carry, saved)
     else:

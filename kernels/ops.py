@@ -6,7 +6,7 @@ differentiates the torch formula, so that derivatives of every order exist with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple, Optional
@@ -18,7 +18,7 @@ from . import checks, delta, forms, gradients, numba_core, triton_core
 from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
 from .memory import new, reusing
 from .order import READS
-from .steps import Gradients, Saved, Steps
+from .steps import ALL, Gradients, Saved, Steps, Wanted
 
 CHUNK = 64
 # The parallel form has the gradient of the chunk form: its own would need T×T weights again.
@@ -62,6 +62,8 @@ class Operands(NamedTuple):
 
 
 FLOATING = 10
+# Names of their gradients, of which that of the initial state has none.
+GRADIENTS_OF = ("q", "k", "v", "la", "outer", "lb", "beta", "x", "y")
 
 
 def accumulation_dtype(*xs: Tensor | None) -> torch.dtype:
@@ -303,10 +305,17 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor, Tensor | Non
 
 
 def torch_backward(
-    do: Tensor, dstate: Tensor, x: Operands, o: Options, kept: Tensor | None = None, reuse: bool = True
+    do: Tensor,
+    dstate: Tensor,
+    x: Operands,
+    o: Options,
+    kept: Tensor | None = None,
+    reuse: bool = True,
+    wanted: Wanted = ALL,
 ) -> tuple[Gradients, Tensor]:
     """Gradients of the operands and of the initial state, all in the accumulation dtype; from the states that
-    forward kept, or after a sweep for them. To be differentiated itself, it may not reuse memory."""
+    forward kept, or after a sweep for them. Those that are not wanted may be None. To be differentiated
+    itself, it may not reuse memory."""
     dtype, order = _acc(x), READS[o.read]
     given, x = x, apply_mask(x)
     kind = GRADIENT_KIND[form_of(x, o)]
@@ -327,7 +336,9 @@ def torch_backward(
                 if x.erases and kind == "chunk":
                     block, carry = delta.sweeps()
                 with reusing(reuse):
-                    g, G = gradients.vjp(steps, S, do[:, start:stop], G, order, size, block, carry, saved[n])
+                    g, G = gradients.vjp(
+                        steps, S, do[:, start:stop], G, order, size, block, carry, saved[n], wanted
+                    )
                 found.append(g)
             states.append(G)
     state = states[0] if len(states) == 1 else torch.cat(states)
@@ -503,6 +514,7 @@ def _recurrence_backward(
     precision: Optional[str],
     chunk_size: Optional[int],
     save: bool,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = Operands(
         q, k, v, log_decay, outer, log_decay_v, beta, erase_x, erase_y, initial_state, cu_seqlens, mask
@@ -514,10 +526,12 @@ def _recurrence_backward(
     elif uses_numba(x, o):
         grads = _numba_backward(do, dstate, saved, x, o)
     else:
-        grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o, saved if saved.numel() else None))
+        kept = saved if saved.numel() else None
+        found = torch_backward(*_cotangents(x, do, dstate), x, o, kept, wanted=_names(wanted))
+        grads = _flat(*found)
     return tuple(  # type: ignore[return-value]
-        v.new_empty(0) if y is None or g is None else _own(g.to(y.dtype), do, dstate)
-        for y, g in zip(x.floating, grads, strict=True)
+        _own(g.to(y.dtype), do, dstate) if w and y is not None and g is not None else v.new_empty(0)
+        for w, y, g in zip(wanted, x.floating, grads, strict=True)
     )
 
 
@@ -537,12 +551,19 @@ def _cotangents(x: Operands, do: Tensor | None, dstate: Tensor | None) -> tuple[
 
 def _flat(g: Gradients, dstate: Tensor | None) -> tuple[Tensor | None, ...]:
     """In the order of Operands."""
-    return g.q, g.k, g.v, g.la, g.outer, g.lb, g.beta, g.x, g.y, dstate
+    return *(getattr(g, name) for name in GRADIENTS_OF), dstate
+
+
+def _names(wanted: Sequence[bool]) -> Wanted:
+    return frozenset(name for name, w in zip(GRADIENTS_OF, wanted, strict=False) if w)
 
 
 def _fake_backward(do: Tensor | None, dstate: Tensor | None, saved: Tensor, *args: Any) -> Ten:
-    xs = args[:FLOATING]
-    return tuple(args[2].new_empty(0) if y is None else y.new_empty(y.shape) for y in xs)
+    xs, wanted = args[:FLOATING], args[-1]
+    return tuple(
+        y.new_empty(y.shape) if w and y is not None else args[2].new_empty(0)
+        for w, y in zip(wanted, xs, strict=True)
+    )
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -555,12 +576,14 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate(ctx: Any, do: Tensor | None, dstate: Tensor | None, _: Any) -> tuple[Any, ...]:
     saved, *operands = ctx.saved_tensors
-    grads = backward_op(do, dstate, saved, *operands, *ctx.options)
-    wanted = (g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
-    return (*wanted, *(None for _ in (*operands[FLOATING:], *Options._fields)))
+    wanted = ctx.needs_input_grad[:FLOATING]
+    grads = backward_op(do, dstate, saved, *operands, *ctx.options, wanted)
+    found = (g if w else None for w, g in zip(wanted, grads, strict=True))
+    return (*found, *(None for _ in (*operands[FLOATING:], *Options._fields)))
 
 
 def _remember_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    inputs, ctx.wanted = inputs[:-1], inputs[-1]
     first_option = len(inputs) - len(Options._fields)
     ctx.save_for_backward(*inputs[:first_option])
     ctx.options = inputs[first_option:]
@@ -576,11 +599,13 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         args = [y.view_as(y) if n else y for y, n in zip(tensors, needed, strict=True)]
         do, dstate, _, *operands = args
         x = Operands(*operands)
-        grads = _flat(*torch_backward(*_cotangents(x, do, dstate), x, o, reuse=False))
+        grads = _flat(
+            *torch_backward(*_cotangents(x, do, dstate), x, o, reuse=False, wanted=_names(ctx.wanted))
+        )
         pairs = [
             (g.to(y.dtype), c)
-            for g, y, c in zip(grads, x.floating, cotangents, strict=True)
-            if g is not None and y is not None and g.requires_grad
+            for w, g, y, c in zip(ctx.wanted, grads, x.floating, cotangents, strict=True)
+            if w and g is not None and y is not None and g.requires_grad
         ]
         sources = [y for y, n in zip(args, needed, strict=True) if n]
         found: Any = iter(())
@@ -595,7 +620,7 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
                 )
             )
     grads_out = tuple(next(found, None) if n else None for n in needed)
-    return (*grads_out, *(None for _ in Options._fields))
+    return (*grads_out, *(None for _ in (*Options._fields, ctx.wanted)))
 
 
 def _register(name: str, run: Any, fake: Any, differentiate: Any, remember: Any) -> Any:

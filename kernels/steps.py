@@ -47,6 +47,11 @@ class Gradients(NamedTuple):
     outer: Array = None
 
 
+# Names of the gradients that are asked for.
+Wanted = frozenset[str]
+ALL: Wanted = frozenset(Gradients._fields)
+
+
 class Saved(NamedTuple):
     """States [n, B, H, K, V] that forward leaves for the gradient: after `every` steps, and so many again.
     That at the end is none of them."""
@@ -210,7 +215,7 @@ class Steps:
         dla: Array = None
         dlb: Array = None
         douter: Array = None
-        if self.log_decay is not None:
+        if self.log_decay is not None and g.la is not None:
             la: Array = g.la
             if self.outer is not None:
                 dt = self._cut(self.log_decay[..., None], i, j).transpose(1, 2)
@@ -220,7 +225,7 @@ class Steps:
             else:
                 dla = self._gather(la, self.heads)
                 dla = dla if self.log_decay.ndim == 4 else dla[..., 0]
-        if self.log_decay_v is not None:
+        if self.log_decay_v is not None and g.lb is not None:
             lb: Array = g.lb
             dlb = lb.sum(2).sum(0) if self.log_decay_v.ndim == 2 else self._gather(lb, self.heads)
         dbeta = None if self.beta is None else self._gather(g.beta, self.heads)[..., 0]

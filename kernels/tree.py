@@ -294,22 +294,22 @@ def leaf(
     name: Hashable, handed: Handed, la: Array, order: Order, x: Array, y: Array, dw: Array
 ) -> tuple[Array, Array, Array]:
     """Gradients of what reads and what is written, x and y, and of the log-decay, from what arrives at single
-    steps, and from that of the pair of each with itself, dw [..., C, 1]."""
+    steps, and from that of the pair of each with itself, dw [..., C, 1]; None where those of decays are."""
     dx, dy, dla = handed
     if la is not None:
-        a, dla = decay(name, la), dla[..., 0, :]
+        a, dla = decay(name, la), None if dla is None else dla[..., 0, :]
         if order.query_decayed:
             dx = scaled(dx, a)
-            dla = plus_times(dla, x, dx)
+            dla = None if dla is None else plus_times(dla, x, dx)
         if order.key_decayed:
             dy = scaled(dy, a)
-            dla = plus_times(dla, y, dy)
+            dla = None if dla is None else plus_times(dla, y, dy)
     if order.strict:
         return dx, dy, dla
     own = own_weight(name, la, order)
     if own is not None:
         dw = own * dw
-        dla = plus_times(dla, x * y, dw)
+        dla = None if dla is None else plus_times(dla, x * y, dw)
     return plus_times(dx, y, dw), plus_times(dy, x, dw), dla
 
 

@@ -301,7 +301,7 @@ def test_opcheck(kind):
     options = (0.5, "after", False, "chunk", "torch", "auto", None, 2, False)
     torch.library.opcheck(recurrence_op, (*xs, None, None, *options))
     cotangents = torch.randn_like(v), torch.randn_like(s0), torch.zeros(0, dtype=s0.dtype)
-    torch.library.opcheck(backward_op, (*cotangents, *xs, None, None, *options))
+    torch.library.opcheck(backward_op, (*cotangents, *xs, None, None, *options, [True] * 10))
 
 
 def test_log_decays_have_resets():

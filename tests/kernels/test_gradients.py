@@ -241,3 +241,31 @@ def test_gradient_of_packed(decay, value_decay, reverse):
 def test_log_decays_helper_has_extremes():
     x = log_decays(1000)
     assert torch.isneginf(x).any() and (x == 0).any() and (x == -1000).any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "decay, value_decay", [("outer", "none"), ("BTHK", "BTHV"), ("BTHK", "none"), ("H", "HV")]
+)
+def test_gradients_that_no_one_asks_for_change_no_other(decay, value_decay, form):
+    """Each operand alone, and all but it; the second derivatives too."""
+    torch.manual_seed(8)
+    args = arguments(2, 21, 3, 3, 4, decay, value_decay, heads=(1, 3))
+    xs = list(leaves(*args))
+
+    def found(wanted):
+        ys = [x.detach().requires_grad_(w) for x, w in zip(xs, wanted, strict=True)]
+        *operands, s0 = rebuild(args, ys)
+        o, s = recurrence(*operands, initial_state=s0, form=form, chunk_size=8)
+        asked = [y for y, w in zip(ys, wanted, strict=True) if w]
+        first = torch.autograd.grad((o**3).sum() + (s**3).sum(), asked, create_graph=True)
+        return first, torch.autograd.grad(sum((g**2).sum() for g in first), asked)
+
+    every = [True] * len(xs)
+    want = found(every)[0]
+    for i in range(len(xs)):
+        for wanted in ([j == i for j in range(len(xs))], [j != i for j in range(len(xs))]):
+            firsts, seconds = found(wanted)
+            for w, a in zip([w for w, asked in zip(want, wanted, strict=True) if asked], firsts, strict=True):
+                assert error(a, w) < 1e-12
+            assert all(torch.isfinite(g).all() and g.any() for g in seconds)

@@ -211,7 +211,8 @@ def test_opcheck(decay):
     torch.library.opcheck(recurrence_op, (*xs, None, None, *OPTIONS))
     do, dstate = torch.randn_like(v).detach(), torch.randn_like(s0).detach()
     saved = torch.zeros(0, dtype=s0.dtype)
-    torch.library.opcheck(backward_op, (do, dstate, saved, *xs, None, None, *OPTIONS))
+    for wanted in ([True] * 10, [True] * 3 + [False] * 7):
+        torch.library.opcheck(backward_op, (do, dstate, saved, *xs, None, None, *OPTIONS, wanted))
 
 
 def test_opcheck_packed():
