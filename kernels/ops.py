@@ -162,15 +162,15 @@ def _block(x: Operands, o: Options, form: str, gradient: bool = False) -> int:
 
 
 def _every(x: Operands, o: Options) -> int:
-    """Steps between the states that torch's forward leaves for the gradient: as many blocks as make them no
-    more numbers than the values. 0 where it leaves none, as its blocks are not the gradient's."""
+    """Steps between the states that torch's forward leaves for the gradient: as many blocks as make them at
+    most twice the numbers of the values. 0 where it leaves none, as its blocks are not the gradient's."""
     form = form_of(x, o) if o.save and not x.erases else ""
     if form not in ("chunk", "recurrent"):
         return 0
     b, _, h, V = x.v.shape
     K, size = x.k.shape[3], _block(x, o, form)
     size = forms.together(b * h * max(K, V), size) if form == "chunk" else size
-    return size * -(-K // size)
+    return size * -(-K // (2 * size))
 
 
 def saved_shape(x: Operands, every: int) -> tuple[int, ...]:

@@ -49,10 +49,10 @@ def test_the_gradient_from_saved_states(form, reverse, T, K, offsets, monkeypatc
         assert a is b is None or torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_no_more_numbers_than_values():
+def test_at_most_twice_the_numbers_of_the_values():
     for K, T in ((3, 500), (40, 500), (300, 5000)):
         x, o = problem(T, K)
-        assert ops.torch_forward(x, o)[2].numel() <= x.v.numel()
+        assert ops.torch_forward(x, o)[2].numel() <= 2 * x.v.numel()
 
 
 def test_nothing_is_saved_without_a_gradient_or_where_blocks_differ():
