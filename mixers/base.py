@@ -15,8 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import OuterDecay, checks, recurrence, step
+from ..kernels.memory import new
 from ..kernels.operator import FORMS
 from .arguments import flag, whole
+
+# Numbers of the inputs that are taken at a time where a sequence is long, tokens of a row at the least, and
+# what these are a multiple of, so that chunks stay the same.
+PIECE, FEWEST, WHOLE_CHUNKS = 1 << 19, 1024, 256
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,12 @@ class Tokens(NamedTuple):
 
     def advance(self, position: Tensor) -> Tensor:
         return position + (self.position.shape[1] if self.lengths is None else self.lengths)
+
+    def cut(self, i: int, j: int) -> Tokens:
+        """Those of places i..j of every row."""
+        lengths = None if self.lengths is None else (self.lengths - i).clamp(0, j - i)
+        valid = None if self.valid is None else self.valid[:, i:j]
+        return self._replace(position=self.position[:, i:j], lengths=lengths, valid=valid)
 
 
 class Core(NamedTuple):
@@ -240,16 +251,36 @@ class Mixer(nn.Module):
             return self.mix(x, state, tokens, form)
         position = state.position[:, None] + steps
         if mask is None:
-            return self.mix(x, state, Tokens(position, None), form)
+            return self._mix_in_pieces(x, state, Tokens(position, None), form)
 
         # A stable sort moves the valid tokens of a row to its front, in their order.
         order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[..., None]
         lengths = mask.sum(1)
         valid = steps < lengths[:, None]
         x = _keep(mask, x).gather(1, order.expand_as(x))
-        y, state = self.mix(x, state, Tokens(position, lengths, valid), form)
+        y, state = self._mix_in_pieces(x, state, Tokens(position, lengths, valid), form)
         y = _keep(valid, y)
         return torch.zeros_like(y).scatter(1, order.expand_as(y), y), state
+
+    def _mix_in_pieces(
+        self, x: Tensor, state: MixerState, tokens: Tokens, form: str
+    ) -> tuple[Tensor, MixerState]:
+        """`mix`, and of a long sequence on a CPU, where there is no gradient, so many tokens at a time that
+        what is computed on the way stays small: large tensors leave the caches, and come in fresh pages."""
+        B, T, width = x.shape
+        size = max(FEWEST, PIECE // max(1, B * width)) // WHOLE_CHUNKS * WHOLE_CHUNKS
+        carried = self.causal and state.recurrent is not None and state.keys is None and form != "parallel"
+        plain = type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if size >= T or not carried or not plain or torch.is_grad_enabled():
+            return self.mix(x, state, tokens, form)
+        y: Tensor | None = None
+        for i in range(0, T, size):
+            j = min(i + size, T)
+            piece, state = self.mix(x[:, i:j], state, tokens.cut(i, j), form)
+            y = new(piece, B, T, piece.shape[-1]) if y is None else y
+            y[:, i:j] = piece
+        assert y is not None
+        return y, state
 
     def step(
         self,

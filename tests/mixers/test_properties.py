@@ -50,6 +50,37 @@ def close_states(a: MixerState, b: MixerState, tol: float = 1e-12) -> None:
                 assert not x[row, n:].any()  # unused places hold zeros
 
 
+def test_long_sequences_are_taken_in_pieces(make, name: str, monkeypatch) -> None:
+    """Without gradients, with padding or not, to the last number of the last piece; softmax attention, whose
+    state grows, never."""
+    mixer = make(name)
+    x, mask = torch.randn(3, 21, D, dtype=torch.float64), torch.rand(3, 21) < 0.6
+    mask[2] = torch.arange(21) < 2  # a row that ends in the first piece
+    calls = []
+    mix = type(mixer).mix
+
+    def counted(self, x, *rest):
+        calls.append(x.shape[1])
+        return mix(self, x, *rest)
+
+    with torch.no_grad():
+        whole, masked = mixer(x), mixer(x, mask=mask)
+        for constant, small in (("PIECE", 0), ("FEWEST", 8), ("WHOLE_CHUNKS", 4)):
+            monkeypatch.setattr(base, constant, small)
+        monkeypatch.setattr(type(mixer), "mix", counted)
+        got, got_masked = mixer(x), mixer(x, mask=mask)
+    grows = mixer.initial_state(1).recurrent is None
+    assert calls == ([21, 21] if grows else [8, 8, 5] * 2)
+    for (y, state), (y_whole, state_whole) in ((got, whole), (got_masked, masked)):
+        close(y, y_whole)
+        close_states(state, state_whole)
+    calls.clear()
+    mixer(x)
+    with torch.no_grad():
+        mixer(x, form="parallel")
+    assert calls == [21, 21]
+
+
 def row(state: MixerState, i: int) -> MixerState:
     parts = (getattr(state, f.name) for f in fields(state))
     return MixerState(*(None if p is None else p[i : i + 1] for p in parts))
