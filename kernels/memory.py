@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-import numpy
 import torch
+
+from . import large
 
 
 class _Here(threading.local):
@@ -76,20 +77,13 @@ def memory(name: Hashable, like: Any, n: int, *sizes: int) -> Any:
     return found if found.shape[0] == n else found[:n]
 
 
-# From so many bytes on (as numpy does) memory comes in pages of 2 MB, if the system has some to give: a fresh
-# page costs a fault and is zeroed, which for results of 32 MB takes longer than to fill them.
-LARGE, ALIGNED = 1 << 22, 64
-
-
 def new(like: torch.Tensor, *sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A tensor of these sizes with the device of `like`, and its dtype if no other, yet to be written."""
     dtype = dtype or like.dtype
     size = math.prod(sizes) * dtype.itemsize
-    if like.device.type != "cpu" or size < LARGE:
+    if like.device.type != "cpu" or size < large.LARGE:
         return like.new_empty(sizes, dtype=dtype)
-    room = torch.from_numpy(numpy.empty(size + ALIGNED, numpy.uint8))
-    start = -room.data_ptr() % ALIGNED
-    return room[start : start + size].view(dtype).view(sizes)
+    return large.take(size).view(dtype).view(sizes)
 
 
 def lend(name: Hashable, x: Any) -> None:
