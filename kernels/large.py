@@ -12,8 +12,9 @@ import weakref
 import numpy
 import torch
 
-# Bytes from which on this is for; that are kept; that sizes are a multiple of; and that addresses are.
-LARGE, KEPT, PAGE, ALIGNED = 1 << 22, 1 << 28, 1 << 21, 64
+# Bytes from which on this is for, as malloc keeps less; bytes that are kept; and what sizes and addresses are
+# multiples of.
+LARGE, KEPT, PAGE, ALIGNED = 1 << 25, 1 << 28, 1 << 21, 64
 
 
 class _Room:

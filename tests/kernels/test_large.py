@@ -13,7 +13,7 @@ from mixerzoo.kernels import large, memory, recurrence
 def test_large_results_are_plain_tensors(dtype):
     """In numpy's memory: contiguous, aligned like torch's own, of the dtype asked for."""
     like = torch.empty(0)
-    for sizes in ((3, 5), (1 << 21, 3)):
+    for sizes in ((3, 5), (large.LARGE >> 2, 3)):
         x = memory.new(like, *sizes, dtype=dtype)
         assert x.shape == sizes and x.dtype == dtype and x.is_contiguous()
         assert x.data_ptr() % large.ALIGNED == 0
@@ -31,16 +31,16 @@ def test_memory_of_large_results_is_taken_again_only_when_it_is_free():
     assert memory.new(like, n).data_ptr() != at  # the view holds it
     del view
     assert memory.new(like, n).data_ptr() == at
-    results = recurrence(*(torch.randn(1, 4200, 2, 128) for _ in range(3)))[0]
+    results = recurrence(*(torch.randn(1, 8200, 8, 128) for _ in range(3)))[0]
     assert results.nbytes >= large.LARGE
     kept = results.clone()
-    recurrence(*(torch.randn(1, 4200, 2, 128) for _ in range(3)))
+    recurrence(*(torch.randn(1, 8200, 8, 128) for _ in range(3)))
     assert torch.equal(results, kept)
 
 
 def test_so_much_memory_is_kept_and_no_more(monkeypatch):
     monkeypatch.setattr(large, "_idle", [])
-    monkeypatch.setattr(large, "KEPT", 5 * large.LARGE)
+    monkeypatch.setattr(large, "KEPT", 20 << 20)
     held = [large.take(size << 20) for size in (4, 4, 6, 9)]
     assert not large._idle
     while held:
