@@ -213,24 +213,24 @@ def _tril(x: Any, diagonal: int = 0) -> Any:
     return _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like())
 
 
-def _result(f: Any) -> Any:
+def fresh(f: Any) -> Any:
     """f, whose results here are new ones: the memory that torch may be given for them is None."""
 
-    def run(*xs: Any, out: None = None) -> Any:
+    def run(*xs: Any, out: None = None, **options: Any) -> Any:
         if out is not None:
             raise TypeError("elements are not written over")
-        return f(*xs)
+        return f(*xs, **options)
 
     return run
 
 
 _TORCH: dict[str, Any] = {
-    "add": _result(operator.add),
+    "add": fresh(operator.add),
     "sub": operator.sub,
-    "mul": _result(operator.mul),
-    "addcmul": _result(lambda x, y, z: x + y * z),
+    "mul": fresh(operator.mul),
+    "addcmul": fresh(lambda x, y, z: x + y * z),
     "neg": operator.neg,
-    "matmul": operator.matmul,
+    "matmul": fresh(operator.matmul),
     "tril": _tril,
     "amin": lambda x: x.amin(),
     "amax": lambda x: x.amax(),
@@ -244,7 +244,7 @@ _TORCH: dict[str, Any] = {
     "cumsum": lambda x, dim: x.cumsum(dim),
     "exp": lambda x: x.exp(),
     "zeros_like": lambda x: x.zeros_like(),
-    "linalg_solve_triangular": _solve_triangular,
+    "linalg_solve_triangular": fresh(_solve_triangular),
 }
 
 

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .algebra import Element
+from .algebra import Element, fresh
 
 Floats = npt.NDArray[np.floating[Any]]
 Bounds = npt.NDArray[np.float64]
@@ -310,7 +310,7 @@ _TORCH: dict[str, Any] = {
     "where": _where,
     "exp2": lambda x: x.exp2(),
     "tril": lambda x, diagonal=0: _where(np.tri(x.shape[-2], x.shape[-1], diagonal) == 1, x, x.zeros_like()),
-    "linalg_solve_triangular": _solve_triangular,
+    "linalg_solve_triangular": fresh(_solve_triangular),
 }
 
 

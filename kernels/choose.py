@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from . import delta
 from .forms import together
 from .scan import group_length
 
@@ -59,8 +60,15 @@ def estimate(form: str, p: Problem, size: int) -> float:
     vectors = p.key_vector * K + p.value_vector * V
     scalar = not vectors
     if form == "recurrent":
-        calls, passes = (8, 3) if p.erases else (4, 1)
-        return T * (calls * CALL + lanes * (passes * K * V + 4 * (K + V)) * ELEMENT)
+        return T * ((5 if p.erases else 4) * CALL + lanes * (K * V + 4 * (K + V)) * ELEMENT)
+    if form == "chunk" and p.erases:
+        # With the reads that erase and the system they solve; one by one chunks pass through states only.
+        C = min(size, T)
+        chunks = math.ceil(T / C)
+        calls = 45 * math.ceil(T / delta.together(lanes * max(K, V), C)) + 5 * chunks
+        flops = 4 * C * K + 3 * C * V + 6 * K * V
+        token = (6 * C + 6 * (K + V + vectors)) * ELEMENT + flops * FLOP
+        return calls * CALL + chunks * carry + lanes * T * token
     if form == "chunk":
         C = min(size, T)
         levels = math.ceil(math.log2(max(C, 2)))
@@ -68,14 +76,13 @@ def estimate(form: str, p: Problem, size: int) -> float:
         passes = 6 * C if scalar else (2 * levels + 1) * vectors
         flops = (2 * C if scalar else C) * (K + V) + 4 * K * V
         token = (passes + 6 * (K + V)) * ELEMENT + flops * FLOP
-        if p.erases:  # the reads that erase, and the system they solve; chunk by chunk
-            token, at_once = 2 * token + C * V * FLOP, C
         return math.ceil(T / at_once) * calls * CALL + math.ceil(T / C) * carry + lanes * T * token
     if form == "parallel":
         per_pair = (20 + 15 * vectors) * ELEMENT + 2 * (K + V) * FLOP
+        calls, token = 30, 0.0
         if p.erases:
-            per_pair = 2 * per_pair + V * FLOP
-        return 30 * CALL + carry + lanes * T * T * per_pair
+            calls, token, per_pair = 55, 6 * K * V * FLOP, 2 * per_pair + V * FLOP
+        return calls * CALL + carry + lanes * T * (token + T * per_pair)
     if form == "scan":
         C = min(scan_block(p), T)
         length = group_length(C, _state_numbers(p))

@@ -21,107 +21,202 @@ Layout and vocabulary as in `forms`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
 
-from .forms import Result, Source, attend, in_blocks, recurrent_form
+from . import forms, gradients
+from .forms import Result, Source, attend, in_blocks, recurrent_form, width_of
 from .gradients import BlockGradient, Carry, walk_gradient
-from .memory import into, own, times
-from .order import BEFORE, Order
-from .scores import (
-    Column,
-    Row,
-    Scores,
-    cast,
-    dense,
-    dtype_of,
-    plus,
-    product,
-    scores_of,
+from .memory import (
+    copied,
+    into,
+    memory,
+    own,
+    places,
+    plus_product,
+    reuses,
+    side_by_side,
+    times,
+    with_product,
 )
-from .steps import Array, Gradients, Slice
+from .order import BEFORE, Order
+from .passing import Passing, flat
+from .scores import Column, Row, Scores, cast, dense, dtype_of, plus, product, scores_of
+from .steps import Array, Gradients, Slice, Steps
+from .tree import in_chunks
+
+# Steps of a chunk: fewer than where nothing is erased, as there is more to do for each pair of them.
+CHUNK = 32
+
+# Numbers of an operand in a block of several chunks, and the most chunks, as in `forms`.
+TOGETHER, MOST_TOGETHER = 1 << 17, 8
 
 # How the reads that erase see the state: the delta rule after the decay of its step, the general form before.
 DECAYED = Order("DRA")
 
 
-def solve(L: Array, b: Array, transposed: bool = False) -> Array:
-    """x with (I + L) x = b, or (I + L)ᵀ x = b, L being what is below the diagonal: forward substitution."""
+def solve(L: Array, b: Array, transposed: bool = False, out: Array = None) -> Array:
+    """x with (I + L) x = b, or (I + L)ᵀ x = b, L being what is below the diagonal: forward substitution. In
+    this room, or (None) in memory of its own."""
     how = {"upper": transposed, "unitriangular": True}
     A = L.mT if transposed else L
     dtype = dtype_of(L)
+    if out is None:
+        return cast(
+            "narrow solution", torch.linalg.solve_triangular(A, cast("right", b, dtype), **how), dtype_of(b)
+        )
+    if dtype == out.dtype:
+        return torch.linalg.solve_triangular(A, b, out=out, **how)
     x = cast("right-hand side", b, dtype)
-    x = into(("solution", transposed, dtype), torch.linalg.solve_triangular, A, x, **how)
-    return cast(("narrow solution", transposed), x, dtype_of(b))
+    return out.copy_(into(("solution", transposed), torch.linalg.solve_triangular, A, x, **how))
 
 
-class Chunk(NamedTuple):
-    """What a slice writes and reads, with all that is needed again for its gradient."""
+class Erasing(NamedTuple):
+    """What chunks [chunks, ..., C, D] erase by and what they write, but for what depends on a state."""
 
     scores: Scores
     reads: Row  # what it erases by
     maps: list[Array]  # of these, with each column
-    L: Array  # the system that they solve, [..., C, C]; what is below the diagonal counts
-    columns: list[Column]  # what is written, with the solution
+    L: Array  # the system that they solve, [chunks, ..., C, C]; what is below the diagonal counts
+    columns: list[Column]  # what is written; the values of the last are the solution
+
+    def solved(self, values: Array) -> list[Column]:
+        *others, last = self.columns
+        return [*others, last._replace(v=values)]
 
 
 class Solved(NamedTuple):
-    """A system and its solution, for the gradient."""
+    """The systems of chunks and their solutions: [chunks, ...]."""
 
     L: Array
     values: Array
 
 
-def solution(c: Slice, S: Array, known: Solved | None = None) -> Chunk:
-    """The system of a slice from the state at its start, and what it writes."""
+def chunked(c: Slice, size: int) -> Slice:
+    return Slice(*(in_chunks(x, size) for x in c))
+
+
+def erasing(c: Slice, L: Array = None) -> Erasing:
+    """Of chunks, and their systems if these are known."""
     scores = scores_of(c.la)
     if c.beta is not None:
         reads, column = Row("reads", c.k, DECAYED), Column("k", c.k, None, c.beta)
-        if known is None:
-            L = scores.system(reads, column)
-            m = solve(L, into("missing", torch.sub, c.v, scores.read(reads, S)))
-            known = Solved(L, m)
-        return Chunk(scores, reads, [known.L], known.L, [column._replace(v=known.values)])
+        L = scores.system(reads, column) if L is None else L
+        return Erasing(scores, reads, [L], L, [column])
     reads, k, x = Row("reads", c.y, BEFORE), Column("k", c.k, c.v), Column("x", c.x)
     ((A,),) = scores.maps([reads], [k])
-    if known is None:
-        L = into("system", torch.neg, scores.system(reads, x))
-        e = solve(L, plus("read", scores.read(reads, S), product("read inside", A, c.v)))
-        known = Solved(L, e)
-    M = into("map of the system", torch.neg, known.L)
-    return Chunk(scores, reads, [A, M], known.L, [k, x._replace(v=known.values)])
+    L = into("system", torch.neg, scores.system(reads, x)) if L is None else L
+    return Erasing(scores, reads, [A, into("map of the system", torch.neg, L)], L, [k, x])
+
+
+def solution(c: Slice, e: Erasing, S: Array, query: Row | None = None) -> tuple[Array, Array, Array]:
+    """What one chunk after the other writes, from the state that the one before leaves; what a row reads of
+    the states before chunks, if it is given; and the last state."""
+    n, lead = c.v.shape[0], c.v.shape[1:-2]
+    if c.beta is not None:  # what is missing, v - Sᵀ k
+        sign, known = -1, into("missing", copied, c.v)
+    else:
+        sign, known = 1, product("read", e.maps[0], c.v)
+    known, reads, L = (
+        list(flat(known, lead)),
+        list(flat(e.scores.from_start(e.reads), lead)),
+        list(flat(e.L, lead)),
+    )
+    values = [list(flat(x.v, lead)) for x in e.columns[:-1]]
+    states = Passing(e.scores, e.columns, lead)
+    shape, state, S = c.v.shape, S.shape, S.reshape(-1, *S.shape[-2:])
+    rooms = [memory(x, S, n, *known[0].shape) for x in ("solutions", "outputs")]
+    found, outs = (places(x, n) for x in rooms)
+    (there,) = places(memory("state", S, 1, *S.shape), 1)
+    S = copied(S, there)
+    asks = [] if query is None else list(flat(e.scores.from_start(query), lead))
+    for i in range(n):
+        found[i] = solve(
+            L[i], with_product(known[i], reads[i], S, known[i] if reuses() else None, sign), out=found[i]
+        )
+        if query is not None:
+            outs[i] = torch.matmul(asks[i], S, out=outs[i])
+        S = states.after(i, S, [*(v[i] for v in values), found[i]], there)
+    o = None if query is None else side_by_side(rooms[1], outs).reshape(*shape)
+    return side_by_side(rooms[0], found).reshape(*shape), o, S.reshape(*state)
+
+
+def states_before(e: Erasing, columns: list[Column], S: Array) -> Array:
+    """The states before chunks, from that before the first."""
+    n, *lead = columns[0].v.shape[:-2]
+    shape, S = S.shape, S.reshape(-1, *S.shape[-2:])
+    states, values = Passing(e.scores, columns, lead), [list(flat(x.v, lead)) for x in columns]
+    room = memory("states", S, n, *S.shape)
+    found = places(room, n)
+    found[0] = copied(S, found[0])
+    for i in range(n - 1):
+        found[i + 1] = states.after(i, found[i], [v[i] for v in values], found[i + 1])
+    return side_by_side(room, found).reshape(n, *shape)
+
+
+def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
+    """Consecutive chunks of `size` steps: their systems, outputs and maps all at once; states and solutions
+    one after the other."""
+    n = c.v.shape[-2]
+    size = min(size, n)
+    c = chunked(c, size)
+    e, row = erasing(c), Row("query", c.q, order)
+    values, o, S = solution(c, e, S, row)
+    columns = e.solved(values)
+    (maps,) = e.scores.maps([row], columns)
+    for P, column in zip(maps, columns, strict=True):
+        o = plus_product(o, P, column.v)
+    return [in_time("outputs", o, size, n)], S
+
+
+def in_time(name: Hashable, x: Array, size: int, n: int) -> Array:
+    """n steps [..., n, D] of chunks [chunks, ..., C, D] of so many of them each."""
+    x = into(("in time", name), copied, torch.movedim(x[..., :size, :], 0, -3))
+    return x.reshape(*x.shape[:-3], x.shape[-3] * size, x.shape[-1])[..., :n, :]
+
+
+def delta_chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
+    """One chunk."""
+    (o,), S = chunks(c, S, order, c.v.shape[-2])
+    return o, S
 
 
 def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
-    found = solution(c, S)
-    return found.scores.end(S, found.columns, None)
+    c = chunked(c, c.v.shape[-2])
+    return own(solution(c, erasing(c), S)[2])
 
 
-def delta_chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
-    found = solution(c, S)
-    row = Row("query", c.q, order)
-    (maps,) = found.scores.maps([row], found.columns)
-    inside: Array = None
-    for P, column in zip(maps, found.columns, strict=True):
-        inside = plus("inside", inside, product(("inside", column.name), P, column.v))
-    return found.scores.read(row, S) + inside, found.scores.end(S, found.columns, "state")
+def together(width: int, size: int) -> int:
+    """The steps of as many chunks of this size as are taken at a time, of operands that have so many numbers
+    in a step."""
+    return forms.together(width, size, TOGETHER, MOST_TOGETHER)
+
+
+def _block(steps: Source, size: int) -> int:
+    """Steps to take at a time."""
+    return min(together(width_of(steps), size), -(-len(steps) // size) * size)
 
 
 def chunk_form(steps: Source, S: Array, order: Order, size: int) -> Result:
-    return in_blocks(steps, S, order, size, delta_chunk)
+    body = functools.partial(chunks, size=size)
+    return in_blocks(steps, S, order, _block(steps, size), body)
 
 
 def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:
     """One system for all steps, T·T numbers per head; then attention to what solves it."""
     c = steps.slice(0, len(steps))
-    first, *others = solution(c, S).columns
+    one = Slice(*(None if x is None else x[None] for x in c))
+    e = erasing(one)
+    columns = e.solved(solution(one, e, S)[0])
+    first, *others = (x._replace(k=x.key[0], v=x.v[0]) for x in columns)
     plain = c._replace(beta=None, x=None, y=None)
-    outs, end = attend(plain._replace(k=first.key, v=first.v), S, order, size)
+    outs, end = attend(plain._replace(k=first.k, v=first.v), S, order, size)
     for d in others:
-        more, state = attend(plain._replace(k=d.key, v=d.v), torch.zeros_like(S), order, size)
+        more, state = attend(plain._replace(k=d.k, v=d.v), torch.zeros_like(S), order, size)
         outs, end = [a + b for a, b in zip(outs, more, strict=True)], end + state
     return outs, end
 
@@ -136,49 +231,105 @@ FORMS: dict[str, Callable[[Source, Array, Order, int], Result]] = {
 # ------------------------------------------------------------------ gradient
 
 
-def delta_gradient(
-    c: Slice, S: Array, G: Array, do: Array, order: Order, known: Solved | None = None
+class Back(NamedTuple):
+    """Gradients through the states between chunks, [chunks, ...]."""
+
+    values: list[Array]  # of what each column writes, but for what later reads of the same chunk make of it
+    reads: Array  # of what is read to be erased
+    after: Array  # of what chunks write to the states after them
+    start: Array  # of the state before the first
+
+
+def back(e: Erasing, query: Row, of_values: list[Array], G: Array, sign: int) -> Back:
+    """From the last chunk to the first, given the gradients of values by outputs alone, and of the last
+    state."""
+    n, *lead = query.g.shape[:-2]
+    shape, state, G = query.g.shape, G.shape, G.reshape(-1, *G.shape[-2:])
+    asks, do, reads, L = (
+        list(flat(x, lead)) for x in (e.scores.from_start(query), query.g, e.scores.from_start(e.reads), e.L)
+    )
+    states, found = Passing(e.scores, e.columns, lead), [list(flat(x, lead)) for x in of_values]
+    rooms = memory("of states", G, n, *G.shape), memory("of what is read", G, n, *do[0].shape)
+    after, of_reads = (places(x, n) for x in rooms)
+    (start,) = places(memory("of the state", G, 1, *G.shape), 1)
+    for i in reversed(range(n)):
+        after[i] = states.written(i, G, after[i])
+        for d, k in zip(found, states.keys, strict=True):
+            d[i] = with_product(d[i], k[i], after[i], d[i] if reuses() else None)
+        of_reads[i] = solve(L[i], found[-1][i], transposed=True, out=of_reads[i])
+        G = states.passed(i, after[i], start)
+        G = with_product(G, asks[i].mT, do[i], start)
+        G = with_product(G, reads[i].mT, of_reads[i], start, sign)
+    of_values = [side_by_side(x if reuses() else None, d) for x, d in zip(of_values, found, strict=True)]
+    return Back(
+        [x.reshape(*shape) for x in of_values],
+        side_by_side(rooms[1], of_reads).reshape(*shape),
+        side_by_side(rooms[0], after).reshape(n, *state),
+        G.reshape(*state),
+    )
+
+
+def delta_gradients(
+    c: Slice, S: Array, G: Array, do: Array, order: Order, size: int, known: Solved | None = None
 ) -> tuple[Gradients, Array]:
-    """From outputs and the end to what is written; from the solution, by the transposed system, to the reads;
-    from all of these, by the maps and through the states at either end, to rows and columns."""
-    found = solution(c, S, known)
-    scores, columns = found.scores, found.columns
-    do = dense("do", do)
+    """Of consecutive chunks of `size` steps: from outputs and the end to what is written; from the solution,
+    by the transposed system, to the reads; from all of these, by the maps and through the states at either
+    end, to rows and columns."""
+    n = c.v.shape[-2]
+    size = min(size, n)
+    c, do = chunked(c, size), dense("do", in_chunks(do, size))
+    e = erasing(c, None if known is None else known.L)
+    scores, columns = e.scores, e.solved(solution(c, e, S)[0] if known is None else known.values)
+    states = states_before(e, columns, S)
     query = Row("query", c.q, order, do)
     (maps,) = scores.maps([query], columns)
-    # of what is written, but for what later reads of the same slice make of it
-    dv = scores.of_values(maps, columns, do, G)
-    if c.beta is not None:
-        dm = solve(found.L, dv[0], transposed=True)
-        reads = found.reads._replace(g=into("of reads", torch.neg, dm))
-    else:
-        reads = found.reads._replace(g=solve(found.L, dv[1], transposed=True))
-        dm = plus("of values", dv[0], product("of values, by reads", found.maps[0].mT, reads.g))
-    pulled, G_start = scores.pull([query, reads], columns, [maps, found.maps], S, G)
+    of_values = [product(("of values", x.name), P.mT, do) for P, x in zip(maps, columns, strict=True)]
+    sign = 1 if c.beta is None else -1
+    through = back(e, query, of_values, G, sign)
+    g = through.reads
+    reads = e.reads._replace(g=g if sign > 0 else into("of reads", torch.neg, g))
+    pulled = scores.pull([query, reads], columns, [maps, e.maps], states, through.after)
     (dq, dreads), dla = pulled.rows, pulled.la
     if c.beta is not None:
         (dkey,) = pulled.columns
         dbeta = torch.sum(times("of weights", c.k, dkey), -1, True)
-        dk = dreads + times("of keys", dkey, c.beta)
-        return Gradients(dq, dk, dm, dla, None, dbeta), G_start
-    dk, dx = pulled.columns
-    return Gradients(dq, dk, dm, dla, None, None, dx, dreads), G_start
+        dk = plus("of keys", dreads, times("of keys", dkey, c.beta))
+        found = Gradients(dq, dk, g, dla, None, dbeta)
+    else:
+        dk, dx = pulled.columns
+        dv = plus_product(through.values[0], e.maps[0].mT, g)
+        found = Gradients(dq, dk, dv, dla, None, None, dx, dreads)
+    in_steps = (None if x is None else in_time(name, x, size, n) for name, x in found._asdict().items())
+    return Gradients(*in_steps), through.start
 
 
-def sweeps() -> tuple[BlockGradient, Carry]:
-    """`delta_gradient` and `carry` for one sequence: the systems that the first sweep solves are kept for the
-    second, with what solves them. They are about as much memory as the states between."""
+def delta_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
+    """Of one chunk."""
+    return delta_gradients(c, S, G, do, order, c.v.shape[-2])
+
+
+def sweeps(size: int) -> tuple[BlockGradient, Carry]:
+    """The gradient and the state after consecutive chunks of `size` steps, for one sequence: the systems that
+    the first sweep solves are kept for the second, with what solves them."""
     kept: list[Solved] = []
 
     def forward(c: Slice, S: Array, order: Order) -> Array:
-        found = solution(c, S)
-        kept.append(Solved(own(found.L), own(found.columns[-1].v)))
-        return found.scores.end(S, found.columns, None)
+        c = chunked(c, min(size, c.v.shape[-2]))
+        e = erasing(c)
+        values, _, S = solution(c, e, S)
+        # Solved transposed from here on, for which columns are to lie side by side.
+        kept.append(Solved(copied(e.L.mT).mT, own(values)))
+        return own(S)
 
-    def back(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
-        return delta_gradient(c, S, G, do, order, kept.pop())
+    def gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
+        return delta_gradients(c, S, G, do, order, size, kept.pop())
 
-    return back, forward
+    return gradient, forward
+
+
+def vjp(steps: Steps, S: Array, do: Array, dS: Array, order: Order, size: int) -> tuple[Gradients, Array]:
+    """`gradients.vjp` in chunks of this size."""
+    return gradients.vjp(steps, S, do, dS, order, _block(steps, size), *sweeps(size))
 
 
 GRADIENTS: dict[str, BlockGradient] = {"chunk": delta_gradient, "recurrent": walk_gradient}

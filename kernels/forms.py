@@ -343,10 +343,10 @@ def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> R
     return outs, S
 
 
-def together(width: int, size: int) -> int:
+def together(width: int, size: int, numbers: int = TOGETHER, most: int = MOST_TOGETHER) -> int:
     """The steps of as many chunks of this size as are taken at a time, of operands that have so many numbers
     in a step."""
-    return size * max(1, min(MOST_TOGETHER, TOGETHER // max(1, width * size)))
+    return size * max(1, min(most, numbers // max(1, width * size)))
 
 
 def width_of(steps: Source) -> int:

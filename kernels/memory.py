@@ -126,7 +126,7 @@ def times(name: Hashable, x: Any, y: Any) -> Any:
     return x if y is None else into(name, torch.mul, x, y)
 
 
-def _one_batch(x: torch.Tensor) -> bool:
+def one_batch(x: torch.Tensor) -> bool:
     """Whether all leading axes are one, without a copy."""
     axes = [(n, s) for n, s in zip(x.shape[:-2], x.stride()[:-2], strict=True) if n > 1]
     return all(outer == n * inner for (_, outer), (n, inner) in pairwise(axes))
@@ -135,7 +135,7 @@ def _one_batch(x: torch.Tensor) -> bool:
 def matmul(name: Hashable, a: Any, b: Any) -> Any:
     """a b; in memory of this name, and where leading axes would have to be copied to be one, for each index
     of the first by itself."""
-    if _here.kept is None or a.shape[0] == 1 or (_one_batch(a) and _one_batch(b)):
+    if _here.kept is None or a.shape[0] == 1 or (one_batch(a) and one_batch(b)):
         return into(name, torch.matmul, a, b)
     lead = torch.Size(map(max, a.shape[:-2], b.shape[:-2]))
     out = memory(name, a, *lead, a.shape[-2], b.shape[-1])
@@ -150,6 +150,11 @@ def matmul(name: Hashable, a: Any, b: Any) -> Any:
 def scaled(x: Any, factor: Any) -> Any:
     """x ∘ factor, None being 1."""
     return x if factor is None else x * factor if _here.kept is None else x.mul_(factor)
+
+
+def lowered(x: Any, diagonal: int) -> Any:
+    """x with zeros above a diagonal."""
+    return torch.tril(x, diagonal) if _here.kept is None else x.tril_(diagonal)
 
 
 def increased(x: Any, y: Any) -> Any:
@@ -179,3 +184,24 @@ def plus_product(x: Any, a: Any, b: Any) -> Any:
     a, b = (z.expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in (a, b))
     x.view(-1, *x.shape[-2:]).baddbmm_(a, b)
     return x
+
+
+def with_product(x: Any, a: Any, b: Any, out: Any, sign: int = 1) -> Any:
+    """x + a b, or x - a b, of [batches, ., .]: in this room, which may be x's, or (None) in memory of its
+    own."""
+    if out is None:
+        return x + a @ b if sign > 0 else x - a @ b
+    return x.baddbmm_(a, b, alpha=sign) if out is x else torch.baddbmm(x, a, b, alpha=sign, out=out)
+
+
+# ------------------------------------------------------------------ results one after the other, side by side
+
+
+def places(room: Any, n: int) -> list[Any]:
+    """Where n results go, in memory for [n, ...], or (None) in memory of their own."""
+    return [None] * n if room is None else list(room)
+
+
+def side_by_side(room: Any, results: list[Any]) -> Any:
+    """Results as one, [n, ...]."""
+    return torch.stack(results) if room is None else room

@@ -147,8 +147,12 @@ def _problem(x: Operands) -> Problem:
     return Problem(b, t, h, x.k.shape[3], V, key_vector, x.log_decay_v is not None, x.erases)
 
 
+def _chunk(x: Operands) -> int:
+    return delta.CHUNK if x.erases else CHUNK
+
+
 def form_of(x: Operands, o: Options) -> str:
-    return choose_form(_problem(x), o.chunk_size or CHUNK) if o.form == "auto" else o.form
+    return choose_form(_problem(x), o.chunk_size or _chunk(x)) if o.form == "auto" else o.form
 
 
 def _block(x: Operands, o: Options, form: str, gradient: bool = False) -> int:
@@ -158,7 +162,7 @@ def _block(x: Operands, o: Options, form: str, gradient: bool = False) -> int:
     if form == "scan":
         return scan_block(_problem(x), gradient)
     blocks = {"parallel": parallel_block, "recurrent": walk_block}
-    return blocks[form](_problem(x)) if form in blocks else CHUNK
+    return blocks[form](_problem(x)) if form in blocks else _chunk(x)
 
 
 def _every(x: Operands, o: Options) -> int:
@@ -333,12 +337,13 @@ def torch_backward(
             if stop > start:
                 steps = _steps(x, o, start, stop, dtype, resets)
                 S = _initial(x, n, dtype)
-                if x.erases and kind == "chunk":
-                    block, carry = delta.sweeps()
                 with reusing(reuse):
-                    g, G = gradients.vjp(
-                        steps, S, do[:, start:stop], G, order, size, block, carry, saved[n], wanted
-                    )
+                    if x.erases and kind == "chunk":
+                        g, G = delta.vjp(steps, S, do[:, start:stop], G, order, size)
+                    else:
+                        g, G = gradients.vjp(
+                            steps, S, do[:, start:stop], G, order, size, block, carry, saved[n], wanted
+                        )
                 found.append(g)
             states.append(G)
     state = states[0] if len(states) == 1 else torch.cat(states)

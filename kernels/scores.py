@@ -17,7 +17,7 @@ Columns are written after the decay of their step, as wherever a step erases; ro
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ from .forms import (
     total,
 )
 from .gradients import _like, straddling
-from .memory import copied, into, times
+from .memory import copied, increased, into, lowered, one_batch, plus_product, scaled, times
 from .order import Order
 from .steps import Array
 from .tree import Level, descend, from_chunk, leaf, pad_time, power_of_two, tree_map
@@ -96,8 +96,13 @@ def cast(name: Hashable, x: Array, dtype: Any) -> Array:
 
 def dense(name: Hashable, x: Array) -> Array:
     """x, laid out so that products need no copy of it each."""
-    strided = isinstance(x, torch.Tensor) and (x.stride(-1) != 1 or 0 in x.stride())
+    strided = isinstance(x, torch.Tensor) and (x.stride(-1) != 1 or 0 in x.stride() or not one_batch(x))
     return into(name, copied, x) if strided else x
+
+
+def weighed(name: Hashable, x: Array, w: Array) -> Array:
+    """x ∘ w, None being 1, for products."""
+    return dense(name, x) if w is None else times(name, x, w)
 
 
 def dtype_of(x: Array) -> Any:
@@ -118,9 +123,9 @@ def plus(name: Hashable, x: Array, y: Array) -> Array:
     return y if x is None else x if y is None else into(name, torch.add, x, y)
 
 
-def lower(name: Hashable, P: Array, order: Order) -> Array:
-    """With zeros where the column is not before the row."""
-    return into(name, torch.tril, P, -1 if order.strict else 0)
+def lower(P: Array, order: Order) -> Array:
+    """P with zeros where the column is not before the row, in its place."""
+    return lowered(P, -1 if order.strict else 0)
 
 
 # ------------------------------------------------------------------ sums over time
@@ -148,10 +153,20 @@ def end_to(x: Array) -> Array:
 
 class Scores:
     """Maps of rows and columns, by weights that are exp of sums of log-decays; and what passes through the
-    state at the start and the end of the slice."""
+    state at the start and the end of the slice, or of several that lie side by side, [chunks, ...]."""
+
+    # Whether columns are weighed since the start of the slice: then all of its decays weigh what they write
+    # as well as the state that was there.
+    fading = False
 
     def __init__(self, la: Array) -> None:
         self.la = la
+        self.known: dict[Hashable, Array] = {}
+
+    def _once(self, name: Hashable, make: Callable[[], Array]) -> Array:
+        if name not in self.known:
+            self.known[name] = make()
+        return self.known[name]
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         raise NotImplementedError
@@ -162,80 +177,64 @@ class Scores:
 
     def since_start(self, order: Order) -> Array:
         """By what a row's read of the state at the start is weighed, [..., C, K or 1], or None."""
-        return prefix_weight(self.la, order.query_decayed)
+        return self._once(("since", order), lambda: prefix_weight(self.la, order.query_decayed))
 
     def until_end(self) -> Array:
         """By what a column is weighed in the state at the end, [..., C, K or 1], or None."""
-        return suffix_weight(self.la, False)
+        return self._once("until end", lambda: suffix_weight(self.la, False))
 
     def whole(self) -> Array:
         """By what all decays of the slice weigh a state, [..., 1 or K, 1], or None."""
-        return None if self.la is None else exp(total(self.la)).mT
+        return self._once("whole", lambda: None if self.la is None else exp(total(self.la)).mT)
 
     def system(self, row: Row, column: Column) -> Array:
         """A map in float64, of which only what is below the diagonal counts; or in float32, where no step
         reflects what it erases, and so none hands the errors of earlier ones on as large as they are."""
-        x, k = wide(("wide", row.name), row.x), wide(("wide", column.name), column.key)
+        if gentle(row, column):
+            return self._gentle_system(row, column)
+        x, k = wide(("wide", row.name), row.x), wide(("wide", column.name), self.key(column))
         ((P,),) = self.maps([row._replace(x=x)], [column._replace(k=k, w=None)])
         return P
 
-    def read(self, row: Row, S: Array) -> Array:
-        """What a row reads of the state at the start of its slice."""
-        x = times("row from start", row.x, self.since_start(row.order))
-        return product(("from start", row.name), x, S)
+    def _gentle_system(self, row: Row, column: Column) -> Array:
+        return self.maps([row], [column])[0][0]
 
-    def _until_end(self, column: Column) -> Array:
-        return times(("until end", column.name), column.key, self.until_end())
+    def key(self, column: Column) -> Array:
+        """With its weights."""
+        return column.k if column.w is None else self._once(("key", column.name), lambda: column.key)
 
-    def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
-        """The state after the slice, from that before. It may take its place, where that has this name; with
-        none it is in memory of its own."""
-        written: Array = None
-        for c in columns:
-            w = product(("to end", c.name), self._until_end(c).mT, c.v)
-            written = plus("to end", written, w)
-        faded = times(name or "faded", S, self.whole())
-        return faded + written if name is None else plus(name, faded, written)
+    def from_start(self, row: Row) -> Array:
+        """The row as it reads the state at the start."""
+        name = "from start", row.name
+        return self._once(name, lambda: weighed(name, row.x, self.since_start(row.order)))
 
-    def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
-        """Gradients of the values of columns, from that of one row's reads, by these maps, and of the end."""
-        return [
-            plus(
-                ("of values", c.name),
-                product(("of values", c.name), P.mT, do),
-                product("of values, at end", self._until_end(c), G),
-            )
-            for P, c in zip(maps, columns, strict=True)
-        ]
+    def to_end(self, column: Column) -> Array:
+        """The key as it writes to the state at the end, before that fades, if it does."""
+        name = "to end", column.name
+        return self._once(name, lambda: weighed(name, self.key(column), self.until_end()))
 
-    def pull(
-        self, rows: list[Row], columns: list[Column], maps: Maps, S: Array, G: Array
-    ) -> tuple[Pulled, Array]:
-        """Gradients of rows, columns, log-decays and of the state S at the start, from those of what the rows
-        read, and of the state at the end."""
+    def pull(self, rows: list[Row], columns: list[Column], maps: Maps, S: Array, G: Array) -> Pulled:
+        """Gradients of rows, columns and log-decays from those of what the rows read, and of the state at the
+        end (before that fades, if it does), with the state S at the start."""
         pulled = self.pull_maps(rows, columns, maps)
         dla: Array = pulled.la
         dcolumns, drows = [], []
-        until = self.until_end()
         for column, d in zip(columns, pulled.columns, strict=True):
             dk = product("of column", column.v, G.mT)
             if self.la is not None:
-                ending = times("through end", self._until_end(column), dk)
+                ending = times("through end", self.to_end(column), dk)
                 dla = dla + prefix(_like(ending, self.la), False)
-            dcolumns.append(plus(("of column", column.name), d, times("of column", dk, until)))
-        G_start = times("G", G, self.whole())
+            dcolumns.append(plus(("of column", column.name), d, times("of column", dk, self.until_end())))
         if self.la is not None:
-            pairs = torch.sum(times("states", G_start, S), -1)[..., None, :]
+            pairs = torch.sum(times("states", times("states", G, S), self.whole()), -1)[..., None, :]
             dla = dla + _like(pairs, self.la)
         for row, d in zip(rows, pulled.rows, strict=True):
-            start = self.since_start(row.order)
-            x, dx = times("row from start", row.x, start), product("of row", row.g, S.mT)
-            G_start = plus("G", G_start, product("to start", x.mT, row.g))
+            dx = product("of row", row.g, S.mT)
             if self.la is not None:
-                starting = _like(times("through start", x, dx), self.la)
+                starting = _like(times("through start", self.from_start(row), dx), self.la)
                 dla = dla + suffix(starting, row.order.query_decayed)
-            drows.append(plus(("of row", row.name), d, times("of row", dx, start)))
-        return Pulled(drows, dcolumns, dla), G_start
+            drows.append(plus(("of row", row.name), d, times("of row", dx, self.since_start(row.order))))
+        return Pulled(drows, dcolumns, dla)
 
 
 class Shared(Scores):
@@ -245,27 +244,24 @@ class Shared(Scores):
     def __init__(self, la: Array, sums: Array = None) -> None:
         super().__init__(la)
         self.sums = sums
-        self.known: dict[Order, Array] = {}
 
     def weights(self, order: Order) -> Array:
-        if order not in self.known:
-            self.known[order] = lower(("weights", order), self._unmasked(order), order)
-        return self.known[order]
+        return self._once(("weights", order), lambda: self._weights(order))
 
-    def _unmasked(self, order: Order) -> Array:
-        if self.sums is not None:
-            decay = torch.exp(self.sums if order.query_decayed else later(self.sums))
-            found = times("unmasked", decay, torch.exp(-self.sums).mT)
-            # before they are lost to the other dtype's range
-            return cast("narrow weights", lower("wide weights", found, order), dtype_of(self.la))
-        return into("unmasked", exp, segment_sums(self.la, 0, order)[..., 0])
+    def _weights(self, order: Order) -> Array:
+        name = "weights", order
+        if self.sums is None:
+            return lower(into(name, exp, segment_sums(self.la, 0, order)[..., 0]), order)
+        decay = torch.exp(self.sums if order.query_decayed else later(self.sums))
+        found = lower(times(name, decay, torch.exp(-self.sums).mT), order)
+        return cast(("narrow", *name), found, dtype_of(self.la))  # masked: others may exceed its range
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         found: Maps = []
         for r in rows:
             found.append([])
             for c in columns:
-                P = product(("unweighed", r.name, c.name), r.x, c.key.mT)
+                P = product(("unweighed", r.name, c.name), r.x, self.key(c).mT)
                 found[-1].append(times(("weighed", r.name, c.name), P, self.weights(r.order)))
         return found
 
@@ -278,7 +274,7 @@ class Shared(Scores):
             for i, (column, P) in enumerate(zip(columns, known, strict=True)):
                 dP = product("of a map", row.g, column.v.mT)
                 W = times("of products", dP, self.weights(row.order))
-                dx = plus(("row", row.name), dx, product(("row", row.name, i), W, column.key))
+                dx = plus(("row", row.name), dx, product(("row", row.name, i), W, self.key(column)))
                 d = product(("column", row.name, i), W.mT, row.x)
                 dcolumns[i] = plus(("column", i), dcolumns[i], d)
                 pairs = times("pairs", dP, cast("narrow map", P, dtype_of(dP)))
@@ -299,20 +295,24 @@ class Wide(Scores):
     def _decay(self, order: Order) -> Array:
         if order.query_decayed:
             return self.decay
-        return into("earlier decay", torch.exp, later(self.sums))
+        return self._once("earlier decay", lambda: into("earlier decay", torch.exp, later(self.sums)))
 
     def since_start(self, order: Order) -> Array:
-        return cast(("since start", order), self._decay(order), dtype_of(self.la))
+        name = "since", order
+        return self._once(name, lambda: cast(name, self._decay(order), dtype_of(self.la)))
 
     def until_end(self) -> Array:
-        left = times("until end", self.growth, self.decay[..., -1:, :])
-        return cast("narrow until end", left, dtype_of(self.la))
+        def found() -> Array:
+            left = times("until end", self.growth, self.decay[..., -1:, :])
+            return cast("narrow until end", left, dtype_of(self.la))
+
+        return self._once("until end", found)
 
     def whole(self) -> Array:
-        return end_to(cast("whole", self.decay[..., -1:, :], dtype_of(self.la)))
+        return self._once("whole", lambda: end_to(cast("whole", self.decay[..., -1:, :], dtype_of(self.la))))
 
     def _grown(self, columns: list[Column]) -> list[Array]:
-        return [times(("grown", c.name), c.key, self.growth) for c in columns]
+        return [times(("grown", c.name), self.key(c), self.growth) for c in columns]
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         grown = self._grown(columns)
@@ -322,7 +322,7 @@ class Wide(Scores):
             found.append([])
             for c, k in zip(columns, grown, strict=True):
                 name = r.name, c.name
-                P = lower(("map", *name), product(("product", *name), x, k.mT), r.order)
+                P = lower(product(("product", *name), x, k.mT), r.order)
                 found[-1].append(cast(("narrow map", *name), P, dtype_of(r.x)))
         return found
 
@@ -338,7 +338,7 @@ class Wide(Scores):
             dx: Array = None
             for i, (column, k) in enumerate(zip(columns, grown, strict=True)):
                 dP = product("of a map", row.g, column.v.mT)
-                dP = wide("wide of a map", lower("of products", dP, row.order))
+                dP = wide("wide of a map", lower(dP, row.order))
                 dx = plus(("row", row.name), dx, product(("row", row.name, i), dP, k))
                 d = product(("column", row.name, i), dP.mT, x)
                 dcolumns[i] = plus(("column", i), dcolumns[i], d)
@@ -361,10 +361,11 @@ class Folded(Scores):
     """No log-decays, or such that exp(sums) and exp(-sums) are numbers of the operands' dtype: rounded once,
     from sums in float64."""
 
+    fading = True
+
     def __init__(self, la: Array, sums: Array) -> None:
         super().__init__(la)
         self.sums = sums
-        self.known: dict[Hashable, Array] = {}
         self.decay = self.growth = self.wide_decay = self.wide_growth = None
         if la is not None:
             self.wide_decay = into("decay", torch.exp, sums)
@@ -375,44 +376,39 @@ class Folded(Scores):
     def _wide_decay(self, order: Order) -> Array:
         if self.la is None or order.query_decayed:
             return self.wide_decay
-        if order not in self.known:
-            self.known[order] = into("earlier decay", torch.exp, later(self.sums))
-        return self.known[order]
+        return self._once("earlier decay", lambda: into("earlier decay", torch.exp, later(self.sums)))
 
     def since_start(self, order: Order) -> Array:
         if self.la is None or order.query_decayed:
             return self.decay
-        return cast("narrow earlier decay", self._wide_decay(order), dtype_of(self.la))
+        name = "since", order
+        return self._once(name, lambda: cast(name, self._wide_decay(order), dtype_of(self.la)))
 
     def whole(self) -> Array:
         return None if self.la is None else end_to(self.decay)
 
-    def _row(self, row: Row) -> Array:
-        if ("row", row.name) not in self.known:
-            found = times(("decayed", row.name), row.x, self.since_start(row.order))
-            self.known["row", row.name] = found
-        return self.known["row", row.name]
-
-    def _column(self, column: Column) -> Array:
-        if ("column", column.name) not in self.known:
+    def to_end(self, column: Column) -> Array:
+        def grown() -> Array:
             weights = self.growth if column.w is None else times("grown weight", column.w, self.growth)
-            self.known["column", column.name] = times(("grown", column.name), column.k, weights)
-        return self.known["column", column.name]
+            return weighed(name, column.k, weights)
+
+        name = "grown", column.name
+        return self._once(name, grown)
 
     def maps(self, rows: list[Row], columns: list[Column]) -> Maps:
         return [[self._map(r, c) for c in columns] for r in rows]
 
     def _map(self, r: Row, c: Column) -> Array:
-        P = product(("product", r.name, c.name), self._row(r), self._column(c).mT)
-        return lower(("map", r.name, c.name), P, r.order)
+        P = product(("product", r.name, c.name), self.from_start(r), self.to_end(c).mT)
+        return lower(P, r.order)
+
+    def _gentle_system(self, row: Row, column: Column) -> Array:
+        return product(("narrow system", column.name), self.from_start(row), self.to_end(column).mT)
 
     def system(self, row: Row, column: Column) -> Array:
+        if gentle(row, column):
+            return self._gentle_system(row, column)
         name = "system", column.name
-        if column.k is row.x and column.w is not None and dtype_of(row.x) == torch.float32:
-            # The diagonal has w |k|², and 1 - w |k|² is what a step leaves of k.
-            P = product(("narrow", *name), self._row(row), self._column(column).mT)
-            if _can_look(P) and torch.amax(torch.diagonal(P, 0, -2, -1)) <= GENTLE:
-                return P
         x = wide(("wide", row.name), row.x)
         k = x if column.k is row.x else wide(("wide", column.name), column.k)
         decay, growth = self._wide_decay(row.order), self.wide_growth
@@ -427,61 +423,29 @@ class Folded(Scores):
         rows = times("wide decayed", x, decay)
         return product(name, rows, times("wide grown", k, growth).mT)
 
-    def read(self, row: Row, S: Array) -> Array:
-        return product(("from start", row.name), self._row(row), S)
-
-    def end(self, S: Array, columns: list[Column], name: Hashable) -> Array:
-        written: Array = None
-        for c in columns:
-            written = plus("to end", written, product(("to end", c.name), self._column(c).mT, c.v))
-        whole = self.whole()
-        if name is not None:
-            return times(name, plus(name, S, written), whole)
-        return S + written if whole is None else plus("faded", S, written) * whole
-
-    def of_values(self, maps: list[Array], columns: list[Column], do: Array, G: Array) -> list[Array]:
-        G = self._at_start(G)
-        return [
-            plus(
-                ("of values", c.name),
-                product(("of values", c.name), P.mT, do),
-                product("of values, at end", self._column(c), G),
-            )
-            for P, c in zip(maps, columns, strict=True)
-        ]
-
-    def _at_start(self, G: Array) -> Array:
-        if "G" not in self.known:
-            self.known["G"] = times("G", G, self.whole())
-        return self.known["G"]
-
-    def pull(
-        self, rows: list[Row], columns: list[Column], maps: Maps, S: Array, G: Array
-    ) -> tuple[Pulled, Array]:
-        G, la = self._at_start(G), self.la
+    def pull(self, rows: list[Row], columns: list[Column], maps: Maps, S: Array, G: Array) -> Pulled:
+        la = self.la
         dP = [[self._of_map(r, c) for c in columns] for r in rows]
-        inside = self._of_decays(rows, columns, maps, dP)
         reads: dict[bool, Array] = {}
         drows = []
         for row, of_maps in zip(rows, dP, strict=True):
             dx = product(("of row", row.name), row.g, S.mT)
             if la is not None:
-                through = _like(times(("through start", row.name), self._row(row), dx), la)
+                through = _like(times(("through start", row.name), self.from_start(row), dx), la)
                 decayed = row.order.query_decayed
                 reads[decayed] = added(reads.get(decayed), through)
             for column, d in zip(columns, of_maps, strict=True):
-                dx = plus(("of row", row.name), dx, product("of row inside", d, self._column(column)))
+                dx = plus_product(dx, d, self.to_end(column))
             drows.append(times(("of row", row.name), dx, self.since_start(row.order)))
         dcolumns = []
         writes: Array = None
         for i, column in enumerate(columns):
             dk = product(("of column", column.name), column.v, G.mT)
             if la is not None:
-                through = _like(times(("through end", column.name), self._column(column), dk), la)
+                through = _like(times(("through end", column.name), self.to_end(column), dk), la)
                 writes = added(writes, through)
             for row, of_maps in zip(rows, dP, strict=True):
-                d = product("of column inside", of_maps[i].mT, self._row(row))
-                dk = plus(("of column", column.name), dk, d)
+                dk = plus_product(dk, of_maps[i].mT, self.from_start(row))
             dcolumns.append(times(("of column", column.name), dk, self.growth))
         dla: Array = None
         if la is not None:
@@ -489,29 +453,24 @@ class Folded(Scores):
             dla = _like(pairs, la) + prefix(writes, False)
             for decayed, through in reads.items():
                 dla = dla + suffix(through, decayed)
-            dla = dla + inside
-        for row in rows:
-            G = plus("G", G, product("to start", self._row(row).mT, row.g))
-        return Pulled(drows, dcolumns, dla), G
+            dla = dla + self._of_decays(rows, columns, maps, dP)
+        return Pulled(drows, dcolumns, dla)
 
     def _of_map(self, row: Row, column: Column) -> Array:
         name = "of map", row.name, column.name
-        return lower(("lower", *name), product(name, row.g, column.v.mT), row.order)
+        return lower(product(name, row.g, column.v.mT), row.order)
 
     def _of_decays(self, rows: list[Row], columns: list[Column], maps: Maps, dP: Maps) -> Array:
-        """Of the log-decays, through the maps: of one for all keys the sum of the pairs that it weighs; of
-        one per key a difference of sums over time, in float64."""
-        if self.la is None:
-            return None
+        """Of the log-decays, through the maps: of one for all keys the sum of the pairs that it weighs, which
+        take the place of dP; of one per key a difference of sums over time, in float64."""
         if self.la.shape[-1] > 1:
             return Wide(self.la, self.sums).pull_maps(rows, columns, maps).la
         found: dict[bool, Array] = {}
         for row, known, of_maps in zip(rows, maps, dP, strict=True):
             decayed = row.order.query_decayed
-            for column, P, d in zip(columns, known, of_maps, strict=True):
-                P = cast("narrow map", P, dtype_of(d))
-                pairs = times(("pairs", row.name, column.name), d, P)
-                found[decayed] = plus(("pairs", decayed), found.get(decayed), pairs)
+            for P, d in zip(known, of_maps, strict=True):
+                pairs = scaled(d, cast("narrow map", P, dtype_of(d)))
+                found[decayed] = increased(found[decayed], pairs) if decayed in found else pairs
         return sum_of([straddling(pairs, decayed) for decayed, pairs in found.items()])
 
 
@@ -551,6 +510,15 @@ class Levels(Scores):
                 dx, dk, d = leaf(name, descend(name, levels, dP, start), la, row.order, x, k, own)
                 drows[i], dcolumns[j], dla = added(drows[i], dx), added(dcolumns[j], dk), added(dla, d)
         return Pulled([z[..., :n, :] for z in drows], [z[..., :n, :] for z in dcolumns], dla[..., :n, :])
+
+
+def gentle(row: Row, column: Column) -> bool:
+    """Whether no step reflects what it erases: 1 - w |k|² is what one leaves of its key. Of what is computed
+    in float32; float64 has digits enough."""
+    if column.k is not row.x or column.w is None or dtype_of(row.x) != torch.float32 or not _can_look(row.x):
+        return False
+    squares = torch.sum(times("squares", column.k, column.k), -1, True)
+    return bool(torch.amax(squares * column.w) <= GENTLE)
 
 
 def _can_look(x: Array) -> bool:

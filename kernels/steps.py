@@ -211,7 +211,7 @@ class Steps:
         """
         dq = self._gather(g.q, self.q.shape[2])
         if self.scale != 1.0:
-            dq = dq * self.scale
+            dq = into("scaled gradient", torch.mul, dq, self.scale)
         dla: Array = None
         dlb: Array = None
         douter: Array = None

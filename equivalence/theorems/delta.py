@@ -284,10 +284,12 @@ def _of_all(x: Operands) -> tuple[Any, ...]:
 def _by_gradient(kind: str) -> Side:
     def run(p: Problem, x: Operands, do: Field, dS: Field) -> int:
         plain = values(x)
-        block, carry = delta.sweeps() if kind == "chunk" else (delta.GRADIENTS[kind], delta.carry)
-        g, dS0 = gradients.vjp(
-            steps(plain, p.reverse), plain.initial_state, do, dS, p.order, p.block, block, carry
-        )
+        start, where = plain.initial_state, (p.order, p.block)
+        if kind == "chunk":
+            g, dS0 = delta.vjp(steps(plain, p.reverse), start, do, dS, *where)
+        else:
+            walk = delta.GRADIENTS[kind], delta.carry
+            g, dS0 = gradients.vjp(steps(plain, p.reverse), start, do, dS, *where, *walk)
         found = 0
         for name, gradient, y in zip(NAMES, (*g[:8], dS0), _of_all(x), strict=True):
             if (gradient is None) != (y is None) or (y is not None and gradient.shape != y.shape):
@@ -296,7 +298,8 @@ def _by_gradient(kind: str) -> Side:
                 found += contract(gradient.parts[0], y.tangent())
         return found % MODULUS
 
-    return Side(f"kernels.gradients.vjp with kernels.delta.GRADIENTS[{kind!r}], along the tangents", run)
+    by = "delta.vjp" if kind == "chunk" else f"gradients.vjp with kernels.delta.GRADIENTS[{kind!r}]"
+    return Side(f"kernels.{by}, along the tangents", run)
 
 
 def _slope(p: Problem, x: Operands, do: Field, dS: Field) -> int:

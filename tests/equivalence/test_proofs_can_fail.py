@@ -326,14 +326,14 @@ def test_reasons_name_the_smallest_arguments(monkeypatch):
 
 
 def test_a_step_of_a_chunk_does_not_see_what_the_chunk_wrote(monkeypatch):
-    monkeypatch.setattr(delta, "solve", lambda L, b, transposed=False: b)
+    monkeypatch.setattr(delta, "solve", lambda L, b, transposed=False, out=None: b)
     assert "n = 2," in caught("delta/chunk-body")
     caught("delta/chunk", "delta/parallel", "delta/gradient-chunk", "delta/gradient-body")
 
 
 def test_the_system_is_not_transposed_in_the_gradient(monkeypatch):
     real = delta.solve
-    monkeypatch.setattr(delta, "solve", lambda L, b, transposed=False: real(L, b))
+    monkeypatch.setattr(delta, "solve", lambda L, b, transposed=False, out=None: real(L, b, out=out))
     caught("delta/gradient-chunk", "delta/gradient-body")
     assert not failures("delta/chunk", "delta/gradient-recurrent")
 

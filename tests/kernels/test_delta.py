@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixerzoo.kernels import recurrence, step
+from mixerzoo.kernels import delta, recurrence, step
 from mixerzoo.kernels.ops import backward_op, recurrence_op
 from mixerzoo.kernels.scores import scores_of
+from mixerzoo.kernels.steps import Slice
 from oracle import DECAYS, arguments, error, leaves, log_decays, loop
 
 FORMS = ("parallel", "chunk", "recurrent", "auto")
@@ -81,7 +82,7 @@ def test_everything_together(shape, decay, kind, read, reverse, masked, chunk_si
 
 @pytest.mark.parametrize("keys", ["identical", "alike", "any"])
 @pytest.mark.parametrize("beta", [1.0, 2.0, "random"])
-@pytest.mark.parametrize("decay", ["none", "BTH", "BTHK"])
+@pytest.mark.parametrize("decay", ["none", "BTH", "BTHK", "BTH, strong", "BTHK, strong"])
 def test_float32_keeps_its_digits(keys, beta, decay):
     """Identical keys and β = 2 are reflections, which hand every rounding error on. Products of powers of the
     system (Neumann) lose everything there."""
@@ -90,13 +91,9 @@ def test_float32_keeps_its_digits(keys, beta, decay):
     one = torch.randn(1, 1, H, K)
     k = one + {"identical": 0.0, "alike": 0.3, "any": 100.0}[keys] * torch.randn(B, T, H, K)
     q, k, v = torch.randn(B, T, H, K), F.normalize(k, dim=-1), torch.randn(B, T, H, K)
-    la = (
-        None
-        if decay == "none"
-        else -0.1 * torch.rand(B, T, H)
-        if decay == "BTH"
-        else -0.1 * torch.rand(B, T, H, K)
-    )
+    la = None
+    if decay != "none":
+        la = (-3 if "strong" in decay else -0.1) * torch.rand(B, T, H, *([K] if "BTHK" in decay else []))
     b = 2 * torch.rand(B, T, H) if beta == "random" else torch.full((B, T, H), beta)
     # Where every step overwrites all there is of the only key, decays do not matter: their gradient is 0.
     overwritten = keys == "identical" and beta == 1.0
@@ -180,12 +177,15 @@ WAYS = {
 }
 
 
+@pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("read", ["after", "before"])
 @pytest.mark.parametrize("kind", ["beta", "erase"])
 @pytest.mark.parametrize("decay", WAYS)
-def test_strengths_from_chunk_to_chunk(decay, kind, read, dtype):
-    """Each way to the maps of a chunk, one after the other in one sequence whose last chunk is shorter."""
+def test_strengths_from_chunk_to_chunk(decay, kind, read, dtype, together, monkeypatch):
+    """Each way to the maps of a chunk, one after the other in one sequence whose last chunk is shorter; and
+    several chunks at once, which all go the way of the strongest decays among them."""
+    monkeypatch.setattr(delta, "MOST_TOGETHER", together)
     torch.manual_seed(12)
     C, H, K, V = 16, 4, 6, 5
     strengths = [*WAYS[decay], -4.0, -0.1]
@@ -211,6 +211,19 @@ def test_strengths_from_chunk_to_chunk(decay, kind, read, dtype):
     for i, (got, want) in enumerate(zip(found["chunk"], found["recurrent"], strict=True)):
         assert error(got.detach(), want.detach()) < TOLERANCE[dtype], i
     assert (found["chunk"][5][la.isneginf()] == 0).all()
+
+
+@pytest.mark.parametrize("reflected", [None, 40])
+def test_one_step_that_reflects_counts_for_all_chunks_at_once(reflected):
+    """The system is in float64 where it has to be, and only there."""
+    torch.manual_seed(13)
+    k, beta = F.normalize(torch.randn(1, 96, 2, 8), dim=-1), torch.rand(1, 96, 2)
+    if reflected is not None:
+        beta[:, reflected] = 2.0
+    c = Slice(*(x.transpose(1, 2) for x in (k, k, k)), beta=beta[..., None].transpose(1, 2))
+    system = delta.erasing(delta.chunked(c, 32)).L
+    assert system.shape == (3, 1, 2, 32, 32)
+    assert system.dtype == (torch.float32 if reflected is None else torch.float64)
 
 
 @pytest.mark.parametrize("kind", ["beta", "erase"])
