@@ -123,6 +123,12 @@ class Element:
     def transpose(self: E, i: int, j: int) -> E:
         return self._each(lambda x: np.swapaxes(x, i, j))
 
+    def permute(self: E, *dims: int) -> E:
+        return self._each(lambda x: np.transpose(x, dims))
+
+    def unbind(self: E, dim: int = 0) -> tuple[E, ...]:
+        return tuple(self[(slice(None),) * dim + (i,)] for i in range(self.shape[dim]))
+
     def movedim(self: E, source: int, destination: int) -> E:
         return self._each(lambda x: np.moveaxis(x, source, destination))
 
@@ -389,7 +395,7 @@ class Interval(Element):
         y = self._same(y, "+")
         if (self.parts[1] != y.parts[0]).any():
             raise ValueError("steps that do not follow each other were composed")
-        return Interval(self.parts[0], y.parts[1])
+        return Interval(*np.broadcast_arrays(self.parts[0], y.parts[1]))
 
     def tolist(self) -> list[tuple[int, int]]:
         return list(zip(*(p.ravel().tolist() for p in self.parts), strict=True))

@@ -35,9 +35,16 @@ def _state_numbers(p: Problem) -> int:
 
 
 def scan_block(p: Problem, gradient: bool = False) -> int:
-    """Steps to scan at a time: as many as keep their states in a cache, 3·2^18 numbers, but 12 at least. The
-    gradient, which has three times as much beside them, scans fewer."""
-    return max(12, (9 << 15 if gradient else 3 << 18) // _state_numbers(p))
+    """Steps to scan at a time: as many as keep their states in a cache, 2^20 numbers, but 32 at least. The
+    gradient, which has three times as much beside them, scans half as many."""
+    in_cache = (1 << 20) // _state_numbers(p)
+    return max(32, 1 << max(0, in_cache.bit_length() - 1)) >> gradient
+
+
+def apart(block: int, key_dim: int) -> int:
+    """Steps between the states that forward leaves for the gradient: whole blocks, 64 steps at least, and so
+    many that states are at most twice the numbers of the values."""
+    return block * -(-max(64, -(-key_dim // 2)) // block)
 
 
 def walk_block(p: Problem) -> int:
@@ -87,8 +94,8 @@ def estimate(form: str, p: Problem, size: int) -> float:
         C = min(scan_block(p), T)
         length = group_length(C, _state_numbers(p))
         # A step of all groups costs a third of a call: its operands are laid out already.
-        steps = length if length == C else 3 * length + C // length
-        return math.ceil(T / C) * (15 + steps / 3) * CALL + lanes * T * K * V * 6 * ELEMENT
+        steps = length if length == C else 2 * length + C // length
+        return math.ceil(T / C) * (12 + steps / 3) * CALL + lanes * T * K * V * 5 * ELEMENT
     raise ValueError(form)
 
 

@@ -11,11 +11,16 @@ from .steps import Array
 LOG2E = math.log2(math.e)
 
 
+def binary(log_decay: Array) -> Array:
+    """A natural logarithm as one to base 2."""
+    return log_decay * LOG2E
+
+
 def exp(log_decay: Array, out: Array = None) -> Array:
     """exp of log-decays, as a power of 2: on a CPU a third of the time that exp takes, and it does not slow
     down a hundredfold where it underflows. Of formal logarithms (which have no dtype) their exp."""
     if getattr(log_decay, "dtype", None) is None:
         return torch.exp(log_decay)
     if out is None:
-        return torch.exp2(log_decay * LOG2E)
+        return torch.exp2(binary(log_decay))
     return torch.exp2(torch.mul(log_decay, LOG2E, out=out), out=out)

@@ -46,7 +46,7 @@ from .memory import copied, into, matmul, memory, plus_product, reuses, scaled, 
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
-from .steps import ALL, Array, Gradients, Saved, Slice, Steps, Wanted
+from .steps import ALL, DECAYS, Array, Gradients, Saved, Slice, Steps, Wanted
 from .tree import (
     Both,
     Side,
@@ -187,7 +187,7 @@ def chunk_gradients(
     states, which lead from the first to the last, and their gradients, from the last to the first. Those of
     decays are None where none is wanted."""
     la, lb = sides(c)
-    decays = not wanted.isdisjoint(("la", "outer", "lb"))
+    decays = not wanted.isdisjoint(DECAYS)
     q, k, v, a, b, do = (in_chunks(z, size) for z in (c.q, c.k, c.v, la, lb, do))
     x = Chunks(q, k, v, a, b, do, decays)
     if values_differ(lb):
@@ -349,6 +349,8 @@ def vjp(
     part = size
     if block is chunk_gradient:
         run, size = functools.partial(chunk_gradients, size=size, wanted=wanted), together(steps.width, size)
+    elif block is scan_gradient:
+        run = functools.partial(scan_gradient, wanted=wanted)
     if carry is end or saved is not None:
         states = states_back(steps, S, order, size, carry, saved)
     else:
@@ -357,6 +359,8 @@ def vjp(
     pieces, found, G = [], None, dS
     for i, S_start in states:
         j = min(i + size, len(steps))
+        if block is scan_gradient and reuses():
+            found = steps.lend_places(i, j, G, found, wanted)
         gs, G = run(steps.slice(i, j), S_start, G, steps.cut_like_values(do, i, j), order)
         gs = gs if isinstance(gs, list) else [gs]
         for start, g in reversed(list(zip(range(i, j, part), gs, strict=True))):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import checks, delta, forms, gradients, numba_core, triton_core
-from .choose import Problem, choose_form, parallel_block, scan_block, walk_block
+from .choose import Problem, apart, choose_form, parallel_block, scan_block, walk_block
 from .memory import new, reusing
 from .order import READS
 from .steps import ALL, Gradients, Saved, Steps, Wanted
@@ -166,15 +166,14 @@ def _block(x: Operands, o: Options, form: str, gradient: bool = False) -> int:
 
 
 def _every(x: Operands, o: Options) -> int:
-    """Steps between the states that torch's forward leaves for the gradient: as many blocks as make them at
-    most twice the numbers of the values. 0 where it leaves none, as its blocks are not the gradient's."""
+    """Steps between the states that torch's forward leaves for the gradient; 0 where it leaves none, as the
+    gradient's blocks are no parts of its own."""
     form = form_of(x, o) if o.save and not x.erases else ""
-    if form not in ("chunk", "recurrent"):
+    if form not in ("chunk", "recurrent", "scan"):
         return 0
     b, _, h, V = x.v.shape
     K, size = x.k.shape[3], _block(x, o, form)
-    size = forms.together(b * h * max(K, V), size) if form == "chunk" else size
-    return size * -(-K // (2 * size))
+    return apart(forms.together(b * h * max(K, V), size) if form == "chunk" else size, K)
 
 
 def saved_shape(x: Operands, every: int) -> tuple[int, ...]:
@@ -230,6 +229,7 @@ def _steps(
         resets=resets,
         out=None if out is None else out[:, start:stop],
         saved=saved,
+        apart=form_of(x, o) == "scan",
     )
 
 

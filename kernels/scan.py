@@ -1,57 +1,58 @@
 """The scan: every state of a block of steps at once, by steps that many groups of them take in lockstep.
 
-A block is m groups of L steps. L compositions, each of one step of all groups, make every group one step; a
-scan of these m, by the same code, gives the state at the start of each; and L steps from there, again of all
-groups at once, give the states of all steps. That is 3L + m calls for m·L steps and twice the work, which
+A block is m groups of L steps. In L compositions, each of one step of all groups, every step becomes one with
+those before it in its group; a scan of the m groups, by the same code, gives the state at the start of each;
+and one call takes all steps from there. That is 2L + m calls for m·L steps and three times the work, which
 pays where a state is so small that a call costs more than its numbers; elsewhere a group is the whole block.
 
 Decays enter as products of numbers in [0, 1]: nothing is divided or subtracted, underflow is harmless, and a
 log-decay of -inf is a factor 0. States lie [C, B, K, H, V], so that a step of all of them is one piece of
-memory. Where memory is reused, states take the place of what is written.
+memory. Where memory is reused, states go where they are told to, which may be the place of what is written.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from .decays import exp
-from .memory import into, lent, memory, once, own, reuses
+from .decays import binary, exp
+from .memory import copied, into, lent, memory, once, own, reuses
 from .order import Order
-from .steps import Array, Slice
+from .steps import Array, Product, Slice
 
 # A step: what it decays states by, [..., C, B, K or 1, H or 1, V or 1] or None, and what it writes.
 Element = tuple[Array, Array]
 
 # Seconds that a call costs whatever its size, and a number of a state in it.
-CALL, NUMBER = 1.2e-6, 6e-11
+CALL, NUMBER = 1.2e-6, 8e-11
 
 
-def after(S: Array, step: Element, out: Array = None) -> Array:
-    """The state after a step."""
-    d, w = step
-    return torch.add(S, w, out=out) if d is None else torch.addcmul(w, d, S, out=out)
+def _added(w: Array, d: None, S: Array, out: Array = None) -> Array:
+    return torch.add(S, w, out=out)
 
 
 def compose(first: Element, then: Element, out: Element = (None, None)) -> Element:
     """Two steps as one: the associative operator of the scan."""
     d = None if first[0] is None else torch.mul(first[0], then[0], out=out[0])
-    return d, after(first[1], then, out[1])
+    return d, linear(d is not None).after(then[1], then[0], first[1], out=out[1])
 
 
 class Algebra(NamedTuple):
-    """What a step does to a state, and how two steps are one: with both, either in memory that is given."""
+    """What a step (d, w) makes of a state S, `after(w, d, S, out=...)`, and how two steps are one: with both,
+    either in memory that is given."""
 
     after: Callable[..., Array]
     compose: Callable[..., Element]
 
 
-def linear() -> Algebra:
-    return Algebra(after, compose)
+def linear(decays: bool) -> Algebra:
+    """w + d ∘ S, or where nothing decays (d is None) w + S."""
+    return Algebra(torch.addcmul if decays else _added, compose)
 
 
 # ------------------------------------------------------------------ two levels
@@ -59,11 +60,12 @@ def linear() -> Algebra:
 
 def _time(steps: int, numbers: int, length: int) -> float:
     """Estimated seconds of a scan in groups of this length."""
-    groups = -(-steps // length)
-    call = CALL + NUMBER * numbers * groups
-    return length * call * (1 if groups == 1 else 3) + (
-        0 if groups == 1 else groups * (CALL + NUMBER * numbers)
-    )
+    groups, rest = divmod(steps, length)
+    if groups < 2:
+        return steps * (CALL + NUMBER * numbers)
+    one_by_one = (groups + rest) * (CALL + NUMBER * numbers)
+    # Calls that two threads share cost two; to lay out groups sixteen.
+    return one_by_one + (4 * length + 16) * CALL + 3 * steps * NUMBER * numbers
 
 
 @functools.lru_cache(1 << 12)
@@ -77,40 +79,81 @@ def group_length(steps: int, numbers: int) -> int:
     return _group_length(int(steps), int(numbers))
 
 
-def by_step(x: Array, length: int, back: bool, name: str) -> tuple[list[Array], list[Array]]:
-    """Of every step of a group, those of all groups [m, ...], in the order of walking; and the same without
-    the last group to be walked, which may be shorter (the name tells apart what is kept by `once`)."""
-    n = x.shape[0]
-    full = -(-n // length) - 1
-    firsts = [(n - 1 - l) % length for l in range(length)] if back else range(length)
-    steps = [x[first::length] for first in firsts]
-    return steps, [y[y.shape[0] - full :] if back else y[:full] for y in steps]
+def walked(x: Array, dim: int, back: bool) -> list[Array]:
+    """What lies along an axis, in the order of walking."""
+    found = list(x.unbind(dim))
+    return found[::-1] if back else found
 
 
-def _in_time(states: list[Array], n: int, back: bool) -> Array:
-    """The states of all groups, of each step of a group, in order of time."""
-    length = len(states)
-    firsts = [(n - 1 - l) % length for l in range(length)] if back else range(length)
-    at = [t for first in firsts for t in range(first, n, length)]
-    return torch.cat(states, 0)[sorted(range(n), key=at.__getitem__)]
+class Groups(NamedTuple):
+    """Steps as m whole groups [m, L, ...]; of every step of a group those of all groups [m, ...], and the
+    steps that are left over [1, ...], both in the order of walking. Of None, Nones."""
+
+    whole: Array
+    steps: Iterable[Array]
+    rest: Iterable[Array]
 
 
-def folded(steps: Iterable[Element], compose: Callable[..., Element]) -> Element:
-    """Steps as one: two at least."""
-    first, second, *rest = steps
-    whole = compose(first, second)
-    for step in rest:
-        whole = compose(whole, step, whole if reuses() else (None, None))
-    return whole
+NONES = Groups(None, itertools.repeat(None), itertools.repeat(None))
 
 
-def in_turn(start: Array, steps: Iterable[Element], after: Callable[..., Array]) -> list[Array]:
-    """The states after each step, from that before them; where memory is reused, in place of the writes."""
+def groups(x: Array, length: int, back: bool, name: str) -> Groups:
+    """(The name tells apart what is kept by `once`.)"""
+    rest = x.shape[0] % length
+    at = rest if back else x.shape[0] - rest
+    some, left = (x[at:], x[:at]) if back else (x[:at], x[at:])
+    whole = some.reshape(-1, length, *x.shape[1:])
+    return Groups(whole, walked(whole, 1, back), walked(left[None], 1, back))
+
+
+def prefixes(
+    steps: Iterable[Element], compose: Callable[..., Element], rooms: Iterable[Element]
+) -> list[Element]:
+    """Each step as one with those before it, in the memory that is given."""
+    found: list[Element] = []
+    for (d, w), (products, states) in zip(steps, rooms, strict=False):
+        if found:
+            found.append(compose(found[-1], (d, w), (products, states)))
+        else:
+            first = None if d is None else copied(d, products)
+            found.append((first, w if states is w else copied(w, states)))
+    return found
+
+
+def in_turn(
+    S: Array,
+    ds: Iterable[Array],
+    ws: Iterable[Array],
+    after: Callable[..., Array],
+    rooms: Iterable[Array],
+) -> list[Array]:
+    """The states after each step, from that before them, in the memory that is given."""
     states = []
-    for step in steps:
-        start = after(start, step, step[1] if reuses() else None)
-        states.append(start)
+    for d, w, room in zip(ds, ws, rooms, strict=False):
+        S = after(w, d, S, out=room)
+        states.append(S)
     return states
+
+
+def _in_time(states: Sequence[Array], back: bool) -> Array:
+    """Of every step of a group those of all groups [m, ...], in time: [m, L, ...]."""
+    return torch.stack(list(states[::-1] if back else states), 1)
+
+
+def _starts(
+    last: Element, S: Array, numbers: int, back: bool, name: str, algebra: Algebra
+) -> tuple[Array, Array]:
+    """The states before each of m groups, [m, ...], and after all of them, [1, ...]: of groups as steps."""
+    m = last[1].shape[0]
+    room = memory("starts" + name, S, m + 1, *S.shape)
+    if room is None:
+        ends = lockstep(*last, S, numbers, back, name + "+", algebra)
+        room = torch.cat([ends, S[None]] if back else [S[None], ends], 0)
+    else:
+        before, ends = (room[m], room[:m]) if back else (room[0], room[1:])
+        before.copy_(S)
+        lockstep(*last, before, numbers, back, name + "+", algebra, ends)
+    return (room[1:], room[:1]) if back else (room[:-1], room[-1:])
 
 
 def lockstep(
@@ -121,48 +164,78 @@ def lockstep(
     back: bool = False,
     name: str = "",
     algebra: Algebra | None = None,
+    out: Array = None,
 ) -> Array:
     """The states after each of n steps, from S [...]: d [n, ...] or None, w [n, ...]; back from the last.
-    `numbers` are those of a state. Where memory is reused they take the place of w."""
-    n = w.shape[0]
+    `numbers` are those of a state. Where memory is reused they go to `out`, which may be w."""
+    n, algebra = w.shape[0], algebra or linear(d is not None)
     length = group_length(n, numbers)
-    algebra = algebra or linear()
-    ws, ws_full = once(by_step, w, length, back, "w" + name)
-    nothing = [None] * length
-    ds, ds_full = (nothing, nothing) if d is None else once(by_step, d, length, back, "d" + name)
-    start = S[None]
-    if length < n:
-        whole = folded(zip(ds_full, ws_full, strict=True), algebra.compose)
-        starts = lockstep(*whole, S, numbers, back, name + "+", algebra)
-        start = torch.cat([starts, start] if back else [start, starts], 0)
-    steps = list(zip(ds, ws, strict=True))
-    all_groups = n - (start.shape[0] - 1) * length  # after so many steps the last group has ended
-    states = in_turn(start, steps[:all_groups], algebra.after)
-    if all_groups < length:
-        start = states[-1][1:] if back else states[-1][:-1]
-        states += in_turn(start, steps[all_groups:], algebra.after)
-    return w if reuses() else _in_time(states, n, back)
+    length = length if n >= 2 * length else n
+
+    def split(kind: str, x: Array) -> Groups:
+        return NONES if x is None else once(groups, x, length, back, kind + name)
+
+    ds, ws = split("d", d), split("w", w)
+    to = ws if out is w else split("to", out)
+    if length == n:
+        states = in_turn(S[None], ds.steps, ws.steps, algebra.after, to.steps)
+        return out if reuses() else _in_time(states, back)[0]
+    products = NONES if d is None else split("products", memory("products" + name, d, *d.shape))
+    rooms = zip(products.steps, to.steps, strict=False)
+    found = prefixes(zip(ds.steps, ws.steps, strict=False), algebra.compose, rooms)
+    start, end = _starts(found[-1], S, numbers, back, name, algebra)
+    whole = products.whole, to.whole
+    if not reuses():
+        products_of, states_of = zip(*found, strict=True)
+        whole = None if d is None else _in_time(products_of, back), _in_time(states_of, back)
+    states = algebra.after(whole[1], whole[0], start[:, None], out=to.whole)
+    rest = in_turn(end, ds.rest, ws.rest, algebra.after, to.rest)
+    if reuses():
+        return out
+    states = states.reshape(-1, *states.shape[2:])
+    return torch.cat([*rest[::-1], states] if back else [states, *rest], 0)
 
 
 # ------------------------------------------------------------------ the layout of lanes
 
 
-def _first(x: Array) -> Array:
-    """[B, H, C, D] to [C, B, H, D]."""
-    return x.transpose(1, 2).transpose(0, 1)
-
-
 def by_key(x: Array) -> Array:
     """[B, H, C, K] to [C, B, K, H, 1]."""
-    return _first(x).mT[..., None]
+    return x.permute(2, 0, 3, 1)[..., None]
 
 
 def by_value(x: Array) -> Array:
     """[B, H, C, V] to [C, B, 1, H, V]."""
-    return _first(x)[:, :, None]
+    return x.permute(2, 0, 1, 3)[:, :, None]
+
+
+def from_lanes(x: Array) -> Array:
+    """[C, B, H, D] to [B, H, C, D]."""
+    return x.permute(1, 2, 0, 3)
+
+
+def number_one(x: Array) -> bool:
+    """Whether queries or keys are the number 1, one in memory for all of them."""
+    if x.shape[-1] > 1 or not reuses():
+        return False
+    return all(n == 1 or s == 0 for n, s in zip(x.shape, x.stride(), strict=True)) and bool(
+        x[0, 0, 0, 0] == 1
+    )
+
+
+def unless_one(x: Array) -> Array:
+    """`by_key`, or None of the number 1."""
+    return None if number_one(x) else by_key(x)
+
+
+def _rates(rates: Array) -> Array:
+    return binary(rates)[..., None]
 
 
 def _faded(x: Array, key: bool) -> Array:
+    if isinstance(x, Product):
+        d = torch.mul(by_key(x.dt), once(_rates, x.rates), out=memory("dt·A", x.dt, *x.lanes))
+        return torch.exp2(d, out=d if reuses() else None)
     x = by_key(x) if key else by_value(x)
     return exp(x, memory(("decay", key), x, *x.shape))
 
@@ -179,42 +252,50 @@ def _rest(x: Array) -> Array:
 
 
 def write(k: Array, v: Array, d: Array, room: Array = None) -> Array:
-    """What all steps write, after a decay d."""
-    w = torch.mul(k, v, out=room)
+    """What all steps write, after a decay d: keys, or None for 1, times values; v itself if that is it."""
+    w = v if k is None else torch.mul(k, v, out=room)
     return w if d is None else torch.mul(w, d, out=room)
+
+
+def states_after(c: Slice, S: Array, order: Order, room: Array) -> tuple[Array, Array]:
+    """The decays of all steps, and the states after each, from S [B, K, H, V], in `room`: [C, B, K, H, V]."""
+    d = decays(c)
+    w = write(unless_one(c.k), by_value(c.v), d if order.key_decayed else None, room)
+    return d, lockstep(d, w, S, math.prod(S.shape), out=room)
 
 
 def scanned_states(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """The decays of all steps, and the states before, between and after them: [C + 1, B, K, H, V]."""
-    k, v, d = by_key(c.k), by_value(c.v), decays(c)
     S = S.transpose(1, 2)
-    room = memory("states", S, v.shape[0] + 1, *S.shape)
-    numbers = math.prod(S.shape)
-    early = d if order.key_decayed else None
+    room = memory("states", S, c.v.shape[2] + 1, *S.shape)
     if room is None:
-        return d, torch.cat([S[None], lockstep(d, write(k, v, early), S, numbers)], 0)
+        d, states = states_after(c, S, order, None)
+        return d, torch.cat([S[None], states], 0)
     room[0] = S
-    w = write(k, v, early, once(_rest, room))
-    lockstep(d, w, room[0], numbers)
-    return d, room
+    return states_after(c, room[0], order, once(_rest, room))[0], room
 
 
 def read(name: str, q: Array, x: Array) -> Array:
-    """Sums over keys of q [C, B, K, H or 1, 1] times x [C, B, K, H, V]: [B, H, C, V]."""
+    """Sums over keys of q [C, B, K, H or 1, 1], or None for 1, times x [C, B, K, H, V]: [B, H, C, V]."""
     n, b, keys, h, v = x.shape
-    if keys == 1:
-        room = lent(name)
-        if room is None:
-            o = into(name, torch.mul, x, q)[:, :, 0]
-        else:
-            o = torch.mul(x[:, :, 0], q[:, :, 0], out=_first(room))
-    elif q.shape[3] == 1:
-        o = into(name, torch.matmul, q.reshape(n, b, 1, keys), x.reshape(n, b, keys, h * v)).reshape(
-            n, b, h, v
+    room = lent(name)
+    room = None if room is None else room.permute(2, 0, 1, 3)
+    if q is None:
+        o = x[:, :, 0] if room is None else room.copy_(x[:, :, 0])
+    elif keys == 1:
+        o = (
+            into(name, torch.mul, x[:, :, 0], q[:, :, 0])
+            if room is None
+            else torch.mul(x[:, :, 0], q[:, :, 0], out=room)
         )
+    elif q.shape[3] == 1:
+        rows, columns = q.reshape(n * b, 1, keys), x.reshape(n * b, keys, h * v)
+        if room is not None and b == 1:
+            return from_lanes(torch.bmm(rows, columns, out=room.view(n, 1, h * v)).view(n, 1, h, v))
+        o = into(name, torch.matmul, rows, columns).reshape(n, b, h, v)
     else:
         o = torch.sum(into("products", torch.mul, x, q), 2)
-    return o.transpose(0, 1).transpose(1, 2)
+    return from_lanes(o)
 
 
 def end(c: Slice, S: Array, order: Order) -> Array:
@@ -224,14 +305,18 @@ def end(c: Slice, S: Array, order: Order) -> Array:
 
 def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """All states of a slice, and what is read of them."""
+    after = order.events[-1] == "R"
+    if after and number_one(c.q):  # outputs are states
+        room = lent("outputs")
+        x = by_value(c.v)
+        room = memory("states", x, *x.shape) if room is None else by_value(room)
+        states = states_after(c, S.transpose(1, 2), order, room)[1]
+        return from_lanes(states[:, :, 0]), own(states[-1].transpose(1, 2))
     d, states = scanned_states(c, S, order)
-    if order.events[-1] == "R":
-        seen = states[1:]
-    else:
-        seen = states[:-1]
-        for event in order.events[: order.events.index("R")]:
-            if event == "D":
-                seen = seen if d is None else d * seen
-            else:
-                seen = torch.addcmul(seen, by_key(c.k), by_value(c.v))
-    return read("outputs", by_key(c.q), seen), own(states[-1].transpose(1, 2))
+    seen = states[1:] if after else states[:-1]
+    for event in "" if after else order.events[: order.events.index("R")]:
+        if event == "D":
+            seen = seen if d is None else d * seen
+        else:
+            seen = torch.addcmul(seen, by_key(c.k), by_value(c.v))
+    return read("outputs", unless_one(c.q), seen), own(states[-1].transpose(1, 2))

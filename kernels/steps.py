@@ -33,6 +33,23 @@ class Slice(NamedTuple):
     y: Array = None
 
 
+class Product(NamedTuple):
+    """The log-decay dt·A of a slice, not multiplied out: dt [B, H, C, 1] and A as [K, H]."""
+
+    dt: Array
+    rates: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return *self.dt.shape[:3], self.rates.shape[0]
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """[C, B, K, H, 1]."""
+        b, h, c, k = self.shape
+        return c, b, k, h, 1
+
+
 class Gradients(NamedTuple):
     """Gradients of a slice, shaped like a `Slice`; of a whole sequence, shaped like the operands."""
 
@@ -50,6 +67,7 @@ class Gradients(NamedTuple):
 # Names of the gradients that are asked for.
 Wanted = frozenset[str]
 ALL: Wanted = frozenset(Gradients._fields)
+DECAYS: Wanted = frozenset(("la", "outer", "lb"))
 
 
 class Saved(NamedTuple):
@@ -67,7 +85,8 @@ class Steps:
     the log-decay is dt·A, and where `resets` ([H,K] bool) it is -inf for dt > 0, whatever A. log_decay_v
     is None, [H,V] or [B,T,H,V]; beta is None or [B,T,H]; x and y are None or [B,T,Hx,K]. `dtype` is what
     slices are computed in (None keeps them as they are); `reverse` walks time from the end. Outputs go to
-    `out` [B,T,H,V], and states to `saved`, where these are given.
+    `out` [B,T,H,V], and states to `saved`, where these are given. With `apart` dt·A without resets is handed
+    out as a `Product`.
     """
 
     def __init__(
@@ -88,11 +107,12 @@ class Steps:
         resets: Array = None,
         out: Array = None,
         saved: Saved | None = None,
+        apart: bool = False,
     ) -> None:
         self.q, self.k, self.v = q, k, v
         self.log_decay, self.outer, self.log_decay_v = log_decay, outer, log_decay_v
         self.beta, self.x, self.y = beta, x, y
-        self.resets, self.out, self.saved = resets, out, saved
+        self.resets, self.out, self.saved, self.apart = resets, out, saved, apart
         self._constants: dict[tuple[str, int], Array] = {}
         self._transposed: Array = None
         self.scale, self.reverse, self.dtype = scale, reverse, dtype
@@ -131,11 +151,23 @@ class Steps:
             self._constants[name, n] = self._cast(x)[None, :, None].expand(1, h, n, d)
         return self._constants[name, n]
 
+    def _outer(self, dt: Array) -> Array:
+        """The log-decay of dt [B,H,C,1] and A."""
+        if self.apart and self.resets is None:
+            return Product(dt, self._rates())
+        la = self._times_outer(dt)
+        return la if self.resets is None else la.masked_fill(self.resets[:, None] & (dt > 0), -math.inf)
+
     def _times_outer(self, dt: Array) -> Array:
         """dt [B,H,C,1] times A [H,K], with heads next to each other in memory (there are few keys)."""
         dt, rates = dt.transpose(1, 2).mT, self._rates()
-        room = memory("dt·A", dt, *dt.shape[:2], *rates.shape)
+        room = self._room(dt, *dt.shape[:2], *rates.shape)
         return torch.mul(dt, rates, out=room).mT.transpose(1, 2)
+
+    def _room(self, like: Array, b: int, c: int, k: int, h: int) -> Array:
+        """Memory for dt·A [B,C,K,H], where a scan has its decays [C,B,K,H,1]."""
+        room = memory("dt·A", like, c, b, k, h, 1)
+        return None if room is None else room[..., 0].transpose(0, 1)
 
     def _rates(self) -> Array:
         """A as [K,H]."""
@@ -146,7 +178,7 @@ class Steps:
     def _pull_back_outer(self, dt: Array, g: Array) -> tuple[Array, Array]:
         """Gradients of dt [B,H,C,1] and of A, from those of dt·A."""
         dt, g = dt.transpose(1, 2).mT, g.transpose(1, 2).mT
-        room = memory("dt·A", g, *g.shape)  # it has been used
+        room = self._room(g, *g.shape)  # it has been used
         by_time = torch.sum(torch.mul(g, self._rates(), out=room), 2, True)
         by_rate = torch.sum(torch.mul(g, dt, out=room), 1).sum(0)
         return by_time.mT.transpose(1, 2), by_rate.mT
@@ -164,9 +196,7 @@ class Steps:
             else:
                 la = self._cut(la if la.ndim == 4 else la[..., None], i, j).transpose(1, 2)
             if self.outer is not None:
-                dt, la = la, self._times_outer(la)
-                if self.resets is not None:
-                    la = la.masked_fill(self.resets[:, None] & (dt > 0), -math.inf)
+                la = self._outer(la)
         if lb is not None:
             lb = self._over_time("lb", lb, j - i) if lb.ndim == 2 else self._cut(lb, i, j).transpose(1, 2)
         beta = None if self.beta is None else self._cut(self.beta[..., None], i, j).transpose(1, 2)
@@ -197,7 +227,9 @@ class Steps:
             self.saved.states[i // self.saved.every - 1].copy_(S)
 
     def _gather(self, g: Array, heads: int) -> Array:
-        """The transpose of `_spread`: [B,H or heads,C,D] to [B,C,heads,D]."""
+        """The transpose of `_spread`: [B,H or heads,C,D] to [B,C,heads,D]; None of None."""
+        if g is None:
+            return None
         b, h, c, d = g.shape
         if h != heads:
             g = g.reshape(b, heads, h // heads, c, d).sum(2)
@@ -210,7 +242,7 @@ class Steps:
         What varies in time comes back as that piece of time, constants as a sum over it.
         """
         dq = self._gather(g.q, self.q.shape[2])
-        if self.scale != 1.0:
+        if self.scale != 1.0 and dq is not None:
             dq = into("scaled gradient", torch.mul, dq, self.scale)
         dla: Array = None
         dlb: Array = None
@@ -235,6 +267,23 @@ class Steps:
         dk, dv = self._gather(g.k, self.k.shape[2]), self._gather(g.v, self.heads)
         return Gradients(dq, dk, dv, dla, dlb, dbeta, dx, dy, douter)
 
+    def lend_places(
+        self, i: int, j: int, G: Array, found: Gradients | None, wanted: Wanted
+    ) -> Gradients | None:
+        """Lends the places of the gradients of values and of their decays in whole gradients, which the first
+        piece makes, like those of states."""
+        if self.reverse:
+            return found
+        lb = self.log_decay_v
+        varies = lb is not None and lb.ndim == 4 and not wanted.isdisjoint(DECAYS)
+        if found is None:
+            v, lb = (new(G, *self.v.shape) if some else None for some in (True, varies))
+            found = Gradients(None, None, v, None, lb)
+        lend("dv", found.v[:, i:j].transpose(1, 2))
+        if varies:
+            lend("dlb", found.lb[:, i:j].transpose(1, 2))
+        return found
+
     def place(self, i: int, j: int, piece: Gradients, found: Gradients | None) -> Gradients:
         """`join`, a piece at a time, into whole gradients: the first piece makes room for them."""
         a, b = (self.length - j, self.length - i) if self.reverse else (i, j)
@@ -246,7 +295,9 @@ class Steps:
                 return whole + x
             if whole is None:
                 whole = new(x, x.shape[0], self.length, *x.shape[2:])
-            whole[:, a:b].copy_(x)
+            there = whole[:, a:b]
+            if x.data_ptr() != there.data_ptr():
+                there.copy_(x)
             return whole
 
         before: Any = found or (None,) * len(piece)

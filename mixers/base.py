@@ -96,7 +96,7 @@ class Core(NamedTuple):
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
     """At least float32: the dtype of states, log-decays and norms."""
-    return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .arguments import flag, number, whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation
-from .parts import angles, layer_of
+from .parts import angles, layer_of, ones
 
 
 class LowerBounds(nn.Module):
@@ -149,7 +149,7 @@ class HGRN(RecurrentMixer):
         else:
             v = write * c
         v = v.to(c.dtype)[:, :, None]
-        one = torch.ones_like(v[..., :1])
+        one = ones(v)
         return Core(one, one, v, log_decay_v=lb[:, :, None], rest=rest)
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:

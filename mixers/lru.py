@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .arguments import number, whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation
-from .parts import angles, rotate_pairs
+from .parts import angles, ones, rotate_pairs
 
 
 class DiagonalComplex(RecurrentMixer):
@@ -38,7 +38,7 @@ class DiagonalComplex(RecurrentMixer):
         u = rotate_pairs(u.to(acc), re, im)  # γ u: the product of complex numbers
         cos, sin = (z.to(acc) for z in angles(tokens.position + 1, angle))
         v = rotate_pairs(u, cos, -sin).to(x.dtype)[:, :, None]
-        one = torch.ones_like(v[..., :1])
+        one = ones(v)
         return Core(one, one, v, log_decay_v=torch.cat([log_size, log_size])[None], rest=(cos, sin))
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .arguments import flag, whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation
+from .parts import ones
 
 
 def positive(x: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ class _Minimal(RecurrentMixer):
         z, h = self.gate_proj(x), self.hidden_proj(x)
         log_decay, write = self.log_gates(z.to(accumulation(z.dtype)))
         v = (write * (positive(h) if self.positive_state else h)).to(h.dtype)[:, :, None]
-        one = torch.ones_like(v[..., :1])
+        one = ones(v)
         return Core(one, one, v, log_decay_v=log_decay[:, :, None])
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:

@@ -251,6 +251,12 @@ def init_linears(module: nn.Module, std: float) -> None:
                 nn.init.zeros_(m.bias)
 
 
+def ones(v: Tensor) -> Tensor:
+    """Queries or keys of 1 for values v [B, T, H, V]: [B, T, 1, 1], one number in memory, which the core then
+    does not multiply by."""
+    return v.new_ones(1, 1, 1, 1).expand(v.shape[0], v.shape[1], 1, 1)
+
+
 def zeroed(valid: Tensor, y: Tensor) -> Tensor:
     """y [B, T, H, D] where valid [B, T], 0 elsewhere, whatever y holds there."""
     return torch.where(valid[..., None, None], y, torch.zeros_like(y))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .arguments import whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, cast, head_count, head_size
-from .parts import ShortConvolution, block_linear
+from .parts import ShortConvolution, block_linear, ones
 
 
 class RGLRU(RecurrentMixer):
@@ -63,18 +63,18 @@ class RGLRU(RecurrentMixer):
 
     def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
         u, window = self.conv_1d(self.linear_x(x), state.window, tokens)
-        rate, root, i = self.rg_lru(u)
+        log_decay, root, i = self.rg_lru(u)
         root = root.masked_fill((tokens.position == 0).unsqueeze(-1), 1.0)
         v = cast(root * i * u, u.dtype).unsqueeze(2)
-        one = v.new_ones(v.shape[0], v.shape[1], 1, 1)
-        return Core(one, one, v, log_decay_v=-rate.unsqueeze(2), window=window)
+        one = ones(v)
+        return Core(one, one, v, log_decay_v=log_decay.unsqueeze(2), window=window)
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
         return self.linear_out(o.select(2, 0) * F.gelu(self.linear_y(x), approximate="tanh"))
 
 
 class Gates(nn.Module):
-    """-log a = 8 r softplus(Λ), √(1 - a²), and the input gate i."""
+    """log a = -8 r softplus(Λ), √(1 - a²), and the input gate i."""
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
@@ -95,13 +95,13 @@ class Gates(nn.Module):
         r = cast(block_linear(u, self.recurrent_gate_weight, self.recurrent_gate_bias), acc)
         param = cast(self.recurrent_param, acc)
         if not torch.is_grad_enabled():
-            rate = torch.sigmoid(r) * (8 * F.softplus(param, threshold=40))
-            return rate, torch.sqrt(-torch.expm1(-2 * rate)), i
+            log_decay = torch.sigmoid(r) * (-8 * F.softplus(param, threshold=40))
+            return log_decay, torch.sqrt(-torch.expm1(2 * log_decay)), i
         # With gradients by way of the logarithm of the rate, of which everything is a smooth function.
         low = param.clamp(min=-40)  # below, softplus(x) is e^x
         log_softplus = torch.where(param > -40, F.softplus(low, threshold=40).log(), param)
         log_rate = math.log(8) + F.logsigmoid(r) + log_softplus
-        return torch.exp(log_rate), root_one_minus_square(log_rate), i
+        return -torch.exp(log_rate), root_one_minus_square(log_rate), i
 
 
 def root_one_minus_square(log_rate: Tensor) -> Tensor:

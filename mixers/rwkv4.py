@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .arguments import whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, cast
-from .parts import layer_of
+from .parts import layer_of, ones
 from .sequences import previous, stabilise
 
 
@@ -88,11 +88,10 @@ class RWKV4(RecurrentMixer):
         w = cast(self.time_decay, acc).clamp(max=80).exp()  # a decay of 0 from far below
         s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
         e = torch.exp(s.log_write)
-        ahead = cast(k + cast(self.time_first, acc) - s.before, acc)
-        # Of the two that are added the larger is 1: both divided by it, which changes nothing.
-        past, now = torch.exp((-ahead).clamp(max=0)), torch.exp(ahead.clamp(max=0))
+        # The share of what was before: a logistic function of m_{t-1} - k_t - u. Of the first two one is 0.
+        past = torch.sigmoid(s.log_decay - s.log_write + (w - cast(self.time_first, acc)))
         written = cast(torch.cat([e * v, e], -1), v.dtype).unsqueeze(2)
-        one = written.new_ones(written.shape[0], written.shape[1], 1, 1)
+        one = ones(written)
         decay = torch.cat([s.log_decay, s.log_decay], -1).unsqueeze(2)
         return Core(
             one,
@@ -100,19 +99,20 @@ class RWKV4(RecurrentMixer):
             written,
             log_decay_v=decay,
             read="before",
-            rest=(r, v, e, past, now),
+            rest=(r, v, e, past),
             window=window,
             stabiliser=s.end,
         )
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
-        r, v, _, past, now = core.rest
-        above, below = o.select(2, 0).chunk(2, -1)
-        wkv = torch.addcmul(now * v, past, above) / torch.addcmul(now, past, below)
+        r, v, _, past = core.rest
+        above, below = cast(o.select(2, 0), past.dtype).chunk(2, -1)
+        sums = torch.lerp(cast(v, past.dtype), above, past)
+        wkv = sums / torch.addcmul(1 - past, past, below)
         return self.output(r * cast(wkv, r.dtype))
 
     def weigh(self, weights: Tensor, core: Core) -> Tensor:
         """With e^{k - m} of every token, the current one, and the division."""
-        _, _, e, past, now = (z.transpose(1, 2) for z in core.rest)  # [B, width, T]
-        w = weights.chunk(2, 1)[0] * e[..., None, :] * past[..., None] + torch.diag_embed(now)
+        _, _, e, past = (z.transpose(1, 2) for z in core.rest)  # [B, width, T]
+        w = weights.chunk(2, 1)[0] * e[..., None, :] * past[..., None] + torch.diag_embed(1 - past)
         return w / w.sum(-1, keepdim=True)

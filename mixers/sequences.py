@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.memory import reusing
+from ..kernels.memory import into, memory, reusing
 from ..kernels.scan import Algebra, Element, lockstep
 from .base import Tokens, cast
 
@@ -99,14 +99,14 @@ def running_sum(x: Tensor, start: Tensor, tokens: Tokens) -> tuple[Tensor, Tenso
     return total, last(total, start, tokens)
 
 
-def _after(m: Tensor, step: Element, out: Tensor | None = None) -> Tensor:
+def _after(i: Tensor, f: Tensor, m: Tensor, out: Tensor | None = None) -> Tensor:
     """max(f + m, i). With i = -inf and f = -inf it is -inf: no infinity has the other sign."""
-    f, i = step
-    return torch.maximum(torch.add(f, m, out=out if out is not i else None), i, out=out)
+    moved = memory("moved", i, *i.shape) if out is i else out
+    return torch.maximum(torch.add(f, m, out=moved), i, out=out)
 
 
 def _compose(first: Element, then: Element, out: Element = (None, None)) -> Element:
-    return torch.add(first[0], then[0], out=out[0]), _after(first[1], then, out[1])
+    return torch.add(first[0], then[0], out=out[0]), _after(then[1], then[0], first[1], out[1])
 
 
 MAX_PLUS = Algebra(_after, _compose)
@@ -148,7 +148,8 @@ def _blocks(x: Tensor) -> Iterator[tuple[int, int]]:
 
 def _max_plus_(f: Tensor, m: Tensor, start: Tensor) -> Tensor:
     """m_t ← max(f_t + m_{t-1}, m_t) from `start`, in the place of m [B, T, ...], in lockstep."""
-    return lockstep(f.transpose(0, 1), m.transpose(0, 1), start, start.numel(), algebra=MAX_PLUS)
+    x = m.transpose(0, 1)
+    return lockstep(f.transpose(0, 1), x, start, start.numel(), algebra=MAX_PLUS, out=x)
 
 
 def _stabilised(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
@@ -163,11 +164,10 @@ def _stabilised(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
             here = m[:, i + 1 : j + 1]
             here.copy_(written)
             _max_plus_(f, here, m[:, i])
-            top = torch.where(torch.isneginf(here), 0.0, here)
-            log_decay[:, i:j] = f + m[:, i:j] - top
-            torch.sub(written, top, out=top)
-            log_write[:, i:j] = top
-    return Stabilised(log_decay, log_write, m[:, 1:], m[:, :-1], m[:, -1])
+            top = into("top", torch.clamp, here, _least(here))
+            log_decay[:, i:j] = into("change", torch.sub, m[:, i:j], top).add_(f)
+            log_write[:, i:j] = torch.sub(written, top, out=top)
+    return Stabilised(log_decay, log_write, m[:, 1:], m[:, -1])
 
 
 def _max_plus(f: Tensor, m: Tensor) -> Tensor:
@@ -194,8 +194,12 @@ class Stabilised(NamedTuple):
     log_decay: Tensor  # log f_t + m_{t-1} - m_t
     log_write: Tensor  # log i_t - m_t
     m: Tensor
-    before: Tensor  # m_{t-1}
     end: Tensor  # m after the last token of every sequence, [N, ...]
+
+
+def _least(m: Tensor) -> float:
+    """A number in place of -inf, which is less than it still."""
+    return torch.finfo(m.dtype).min
 
 
 def _of_a_token(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
@@ -203,9 +207,9 @@ def _of_a_token(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
     before = start.unsqueeze(1)
     moved = log_f + before
     m = torch.maximum(moved, log_i)
-    top = m.clamp(min=torch.finfo(m.dtype).min)  # of -inf as well, which is less than any of them still
+    top = m.clamp(min=_least(m))
     log_decay, log_write = (moved - top).to(log_f.dtype), (log_i - top).to(log_i.dtype)
-    return Stabilised(log_decay, log_write, m, before, m.select(1, 0))
+    return Stabilised(log_decay, log_write, m, m.select(1, 0))
 
 
 def stabilise(
@@ -248,4 +252,4 @@ def stabilise(
         change = before - top
     log_decay = (log_f.to(m.dtype) + change).to(log_f.dtype)
     log_write = (log_i.to(m.dtype) - top).to(log_i.dtype)
-    return Stabilised(log_decay, log_write, m, before, last(m, start, tokens))
+    return Stabilised(log_decay, log_write, m, last(m, start, tokens))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...kernels import OuterDecay, numba_core, recurrence
 from ...mixers.base import Tokens
+from ...mixers.parts import ones
 from ...mixers.sequences import stabilise
 from .bar import Bar, Effort, Measured, Missing, forward, forward_and_backward, in_turns
 
@@ -186,15 +187,15 @@ def rwkv_ours(x: Inputs) -> Tensor:
     """As the mixer does between its projections."""
     k, v = x["k"], x["v"]
     start = torch.full((1, k.shape[-1]), -math.inf, dtype=torch.float64)
-    s = stabilise(-x["decay"].exp().expand_as(k), k, start, _tokens(k))
-    e, ahead = torch.exp(s.log_write), (k + x["first"] - s.before).float()
-    past, now = torch.exp((-ahead).clamp(max=0)), torch.exp(ahead.clamp(max=0))
+    w = x["decay"].exp()
+    s = stabilise(-w.expand_as(k), k, start, _tokens(k))
+    e, past = torch.exp(s.log_write), torch.sigmoid(s.log_decay - s.log_write + (w - x["first"]))
     written = torch.cat([e * v, e], -1)[:, :, None]
-    one = torch.ones_like(written[..., :1])
+    one = ones(written)
     decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]
     o, _ = recurrence(one, one, written, log_decay_v=decay, read="before", backend="torch")
     above, below = o[:, :, 0].chunk(2, -1)
-    return (past * above + now * v) / (past * below + now)
+    return torch.lerp(v, above, past) / torch.addcmul(1 - past, past, below)
 
 
 def rg_lru_inputs(T: int) -> Inputs:
@@ -208,8 +209,8 @@ def rg_lru_theirs(x: Inputs) -> Tensor:
 
 
 def elementwise_ours(x: Inputs) -> Tensor:
-    one = x["x"].new_ones(1, x["x"].shape[1], 1, 1)
-    o, _ = recurrence(one, one, x["x"][:, :, None], None, x["la"][:, :, None], backend="torch")
+    v = x["x"][:, :, None]
+    o, _ = recurrence(ones(v), ones(v), v, None, x["la"][:, :, None], backend="torch")
     return o[:, :, 0]
 
 

@@ -31,7 +31,7 @@ Check (@join_assoc : forall (C : core) (e f g : event C), join (join e f) g = jo
 (** forms/scan-network
     The network of the scan, group by group, gives all states, for any operator whose compositions act as their
     steps, any lengths of groups and any depth.
-    Models kernels/scan.py: lockstep, folded. *)
+    Models kernels/scan.py: lockstep, prefixes. *)
 Check (@lockstep_is_states : forall (State E : Type) (after : State -> E -> State) (op : E -> E -> E),
   (forall S x y, after S (op x y) = after (after S x) y) ->
   forall (depth : nat) (group_length : nat -> nat) (any : E), (forall n, group_length n > 0) ->

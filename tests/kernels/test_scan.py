@@ -43,10 +43,13 @@ def test_states_at_every_end_of_a_group(length, back, monkeypatch):
             want = one_by_one(d, w, S, back)
             new = scan.lockstep(d, w, S, 6, back)
             assert torch.allclose(new, want, rtol=1e-12, atol=1e-12)
-            with reusing():
-                room = w.clone()
-                there = scan.lockstep(d, room, S, 6, back)
-            assert there.data_ptr() == room.data_ptr() and torch.equal(there, new)
+            for apart in (False, True):
+                with reusing():
+                    written = w.clone()
+                    room = torch.empty_like(w) if apart else written
+                    there = scan.lockstep(d, written, S, 6, back, out=room)
+                assert there.data_ptr() == room.data_ptr() and torch.equal(there, new)
+                assert not apart or torch.equal(written, w)
 
 
 def test_groups_are_as_long_as_pays():
@@ -179,3 +182,24 @@ def test_second_derivatives_at_resets_are_numbers(monkeypatch):
     second = torch.autograd.grad(sum((y**2).sum() for y in first), list(x.values()))
     assert all(torch.isfinite(y).all() for y in second)
     assert (second[list(x).index("lb")][x["lb"].isneginf()] == 0).all()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("T", [1, 64, 200])
+def test_a_number_in_memory_for_all_queries_or_keys(T, read, reverse):
+    """Queries and keys that are 1 are not multiplied by; other numbers, and ones in memory, are."""
+    g = generator(T)
+    v, lb = normal(g, 2, T, 2, 3), log_decays(g, 2, T, 2, 3)
+    do = normal(g, 2, T, 2, 3)
+    for q, k in ((1.0, 1.0), (2.0, 1.0), (1.0, -0.5)):
+        found = []
+        for apart in (False, True):
+            xs = [torch.full((1, 1, 1, 1), x, dtype=torch.float64).expand(2, T, 1, 1) for x in (q, k)]
+            xs = [*(x.clone() if apart else x for x in xs), v.clone(), lb.clone()]
+            leaves = [x.requires_grad_() for x in (xs if apart else xs[2:])]
+            options = {"read": read, "reverse": reverse, "form": "scan", "backend": "torch", "chunk_size": 48}
+            o, S = recurrence(*xs[:3], None, xs[3], **options)
+            found.append((o, S, *torch.autograd.grad(o, leaves, do)[-2:]))
+        for a, b in zip(*found, strict=True):
+            close(a, b)
