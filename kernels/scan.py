@@ -102,7 +102,7 @@ def groups(x: Array, length: int, back: bool, name: str) -> Groups:
     rest = x.shape[0] % length
     at = rest if back else x.shape[0] - rest
     some, left = (x[at:], x[:at]) if back else (x[:at], x[at:])
-    whole = some.reshape(-1, length, *x.shape[1:])
+    whole = some.reshape(some.shape[0] // length, length, *x.shape[1:])
     return Groups(whole, walked(whole, 1, back), walked(left[None], 1, back))
 
 
@@ -192,7 +192,7 @@ def lockstep(
     rest = in_turn(end, ds.rest, ws.rest, algebra.after, to.rest)
     if reuses():
         return out
-    states = states.reshape(-1, *states.shape[2:])
+    states = states.reshape(n - n % length, *states.shape[2:])
     return torch.cat([*rest[::-1], states] if back else [states, *rest], 0)
 
 
@@ -216,11 +216,10 @@ def from_lanes(x: Array) -> Array:
 
 def number_one(x: Array) -> bool:
     """Whether queries or keys are the number 1, one in memory for all of them."""
-    if x.shape[-1] > 1 or not reuses():
+    if x.shape[-1] > 1 or not x.numel() or not reuses():
         return False
-    return all(n == 1 or s == 0 for n, s in zip(x.shape, x.stride(), strict=True)) and bool(
-        x[0, 0, 0, 0] == 1
-    )
+    one = all(n == 1 or s == 0 for n, s in zip(x.shape, x.stride(), strict=True))
+    return one and bool(x[0, 0, 0, 0] == 1)
 
 
 def unless_one(x: Array) -> Array:

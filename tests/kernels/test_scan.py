@@ -203,3 +203,10 @@ def test_a_number_in_memory_for_all_queries_or_keys(T, read, reverse):
             found.append((o, S, *torch.autograd.grad(o, leaves, do)[-2:]))
         for a, b in zip(*found, strict=True):
             close(a, b)
+
+
+@pytest.mark.parametrize("B, T", [(0, 5), (2, 0)])
+def test_of_no_rows_or_steps_there_is_no_number_to_look_at(B, T):
+    one, v = torch.ones(1, 1, 1, 1).expand(B, T, 1, 1), torch.zeros(B, T, 1, 8)
+    o, S = recurrence(one, one, v, None, v, form="scan", backend="torch")
+    assert o.shape == v.shape and S.shape == (B, 1, 1, 8)
