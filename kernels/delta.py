@@ -7,7 +7,8 @@ What a step writes is known once it is known what it reads: m_t = v_t - S̃ᵀ k
 reads are the outputs of the core with k (or y) for queries, and depend on the values of earlier steps only,
 so inside a chunk they solve one unit triangular system. With its solution the chunk is the canonical one
 that writes m by the keys β k (or v by k and e by x): outputs, state and gradient follow from the maps of
-`scores`.
+`scores`. Of several chunks all systems and maps are made at once; only what they solve and the states between
+them (`passing`) follow one from the other, and in the gradient from the last to the first.
 
 The system is solved by forward substitution. Products of powers of the matrix (Neumann) lose all digits
 where keys are alike: there the powers grow although the solution does not. What remains is the rounding of
@@ -63,15 +64,12 @@ def solve(L: Array, b: Array, transposed: bool = False, out: Array = None) -> Ar
     this room, or (None) in memory of its own."""
     how = {"upper": transposed, "unitriangular": True}
     A = L.mT if transposed else L
-    dtype = dtype_of(L)
-    if out is None:
-        return cast(
-            "narrow solution", torch.linalg.solve_triangular(A, cast("right", b, dtype), **how), dtype_of(b)
-        )
-    if dtype == out.dtype:
+    dtype = dtype_of(b)
+    if dtype == dtype_of(L):
         return torch.linalg.solve_triangular(A, b, out=out, **how)
-    x = cast("right-hand side", b, dtype)
-    return out.copy_(into(("solution", transposed), torch.linalg.solve_triangular, A, x, **how))
+    b = cast("right-hand side", b, dtype_of(L))
+    x = into(("solution", transposed), torch.linalg.solve_triangular, A, b, **how)
+    return x.to(dtype) if out is None else out.copy_(x)
 
 
 class Erasing(NamedTuple):
@@ -96,6 +94,7 @@ class Solved(NamedTuple):
 
 
 def chunked(c: Slice, size: int) -> Slice:
+    """Consecutive chunks [chunks, ..., C, D] of a slice."""
     return Slice(*(in_chunks(x, size) for x in c))
 
 
@@ -120,11 +119,7 @@ def solution(c: Slice, e: Erasing, S: Array, query: Row | None = None) -> tuple[
         sign, known = -1, into("missing", copied, c.v)
     else:
         sign, known = 1, product("read", e.maps[0], c.v)
-    known, reads, L = (
-        list(flat(known, lead)),
-        list(flat(e.scores.from_start(e.reads), lead)),
-        list(flat(e.L, lead)),
-    )
+    known, reads, L = (list(flat(x, lead)) for x in (known, e.scores.from_start(e.reads), e.L))
     values = [list(flat(x.v, lead)) for x in e.columns[:-1]]
     states = Passing(e.scores, e.columns, lead)
     shape, state, S = c.v.shape, S.shape, S.reshape(-1, *S.shape[-2:])
@@ -134,9 +129,8 @@ def solution(c: Slice, e: Erasing, S: Array, query: Row | None = None) -> tuple[
     S = copied(S, there)
     asks = [] if query is None else list(flat(e.scores.from_start(query), lead))
     for i in range(n):
-        found[i] = solve(
-            L[i], with_product(known[i], reads[i], S, known[i] if reuses() else None, sign), out=found[i]
-        )
+        b = with_product(known[i], reads[i], S, known[i] if reuses() else None, sign)
+        found[i] = solve(L[i], b, out=found[i])
         if query is not None:
             outs[i] = torch.matmul(asks[i], S, out=outs[i])
         S = states.after(i, S, [*(v[i] for v in values), found[i]], there)
