@@ -142,7 +142,7 @@ def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> 
 def _where_keys_decay(x: Chunks, m: Map, outside: Outside, order: Order) -> Found:
     dP = matmul("of map", x.do, x.v.mT)
     handed = descend("keys", m.levels, dP, from_chunk(outside.q, outside.k, outside.a))
-    dq, dk, da = leaf("keys", handed, x.a, order, x.q, x.k, torch.diagonal(dP, 0, -2, -1)[..., None])
+    dq, dk, da = leaf(handed, m.keys.each, order, x.q, x.k, torch.diagonal(dP, 0, -2, -1)[..., None])
     return dq, dk, plus_product(outside.v, m.map.mT, x.do), da, None
 
 
@@ -174,9 +174,10 @@ def _where_values_differ(x: Chunks, both: Both, outside: Outside, order: Order) 
     keys = from_chunk(outside.q, outside.k, outside.a)
     values = from_chunk(outside.out, outside.v, outside.b)
     keys, values = descend_both(both.levels, keys, values)
-    w, dw = own_pairs("keys", x.q, x.k, x.a, order), own_pairs("values", x.do, x.v, x.b, order)
-    dq, dk, da = leaf("keys", keys, x.a, order, x.q, x.k, dw)
-    _, dv, db = leaf("values", values, x.b, order, x.do, x.v, w)
+    a, b = both.keys.each, both.values.each
+    w, dw = own_pairs(x.q, x.k, a, order), own_pairs(x.do, x.v, b, order)
+    dq, dk, da = leaf(keys, a, order, x.q, x.k, dw)
+    _, dv, db = leaf(values, b, order, x.do, x.v, w)
     return dq, dk, dv, da, db
 
 

@@ -99,7 +99,7 @@ def lent(name: Hashable) -> Any:
 
 def once(operation: Callable[..., Any], x: Any, *options: Any) -> Any:
     """operation(x, *options), computed once where x is the very object of the last time: a constant decay's
-    weights are the same in every block."""
+    weights are the same in every block. x may be no result of `into`, which is one object for all."""
     if _here.kept is None:
         return operation(x, *options)
     name = (operation, *options)

@@ -36,7 +36,7 @@ from .gradients import _like, straddling
 from .memory import copied, increased, into, lowered, one_batch, plus_product, scaled, times
 from .order import Order
 from .steps import Array
-from .tree import Level, descend, from_chunk, leaf, pad_time, power_of_two, tree_map
+from .tree import Level, Side, descend, from_chunk, leaf, pad_time, power_of_two, tree_map
 
 # exp of this, times the square of anything in float32, is a number of float64.
 REPRESENTABLE = 500.0
@@ -488,11 +488,10 @@ class Levels(Scores):
         n = self.la.shape[-2]
         return [[self._tree(r, c)[0][..., :n, :n] for c in columns] for r in rows]
 
-    def _tree(self, row: Row, column: Column, keep: bool = False) -> tuple[Array, list[Level]]:
+    def _tree(self, row: Row, column: Column, keep: bool = False) -> tuple[Array, Side, list[Level]]:
         x, k, la = self._padded(row.x, column.key, self.la)
         la = cast("decays of map", la, dtype_of(x))
-        P, _, levels = tree_map((row.name, column.name), x, k, la, row.order, keep)
-        return P, levels
+        return tree_map((row.name, column.name), x, k, la, row.order, keep)
 
     def pull_maps(self, rows: list[Row], columns: list[Column], maps: Maps) -> Pulled:
         n = self.la.shape[-2]
@@ -505,9 +504,10 @@ class Levels(Scores):
                 dP = product("of a map", g, v.mT)
                 nothing = [torch.zeros_like(x * exp(la)) for _ in range(3)]
                 start = from_chunk(nothing[0], nothing[1], nothing[2][..., :1, :])
-                levels = self._tree(row, column, keep=True)[1]
-                name, own = (row.name, column.name), torch.diagonal(dP, 0, -2, -1)[..., None]
-                dx, dk, d = leaf(name, descend(name, levels, dP, start), la, row.order, x, k, own)
+                _, side, levels = self._tree(row, column, keep=True)
+                handed = descend((row.name, column.name), levels, dP, start)
+                own = torch.diagonal(dP, 0, -2, -1)[..., None]
+                dx, dk, d = leaf(handed, side.each, row.order, x, k, own)
                 drows[i], dcolumns[j], dla = added(drows[i], dx), added(dcolumns[j], dk), added(dla, d)
         return Pulled([z[..., :n, :] for z in drows], [z[..., :n, :] for z in dcolumns], dla[..., :n, :])
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .decays import exp
-from .memory import copied, into, kept, once, plus_scaled, plus_times, reuses, scaled
+from .memory import copied, into, kept, plus_scaled, plus_times, reuses, scaled
 from .order import Order
 from .steps import Array
 
@@ -100,20 +100,12 @@ class Level(NamedTuple):
 
 class Side(NamedTuple):
     """Of whole chunks: what reads, weighed since their start, and what is written, weighed until their end,
-    [..., C, D]; all their decays, [..., 1, D]. None is 1."""
+    [..., C, D]; all their decays, [..., 1, D], and that of each step, [..., C, D]. None is 1."""
 
     reads: Array
     writes: Array
     total: Array
-
-
-def _faded(la: Array, name: Hashable) -> Array:
-    return into((name, "decay"), exp, la)
-
-
-def decay(name: Hashable, la: Array) -> Array:
-    """exp(la), once for the climb of this name and the way down."""
-    return once(_faded, la, name)
+    each: Array = None
 
 
 class Climb:
@@ -125,8 +117,9 @@ class Climb:
     ) -> None:
         self.name, self.la, self.keep, self.h = name, la, keep, 1
         self.reads, self.writes = reads, writes
+        self.each: Array = None  # the decay of each step
         if la is not None:
-            self.totals = decay(name, la)  # of blocks: [..., C/h, D]
+            self.each = self.totals = into((name, "decay"), exp, la)  # of blocks: [..., C/h, D]
             self.reads = self._weighed("reads", reads, order.query_decayed)
             self.writes = self._weighed("writes", writes, order.key_decayed)
 
@@ -166,7 +159,8 @@ class Climb:
     def side(self) -> Side:
         """At the top. All decays of a chunk are what states go through, again and again: exp of their sum,
         which rounds less than a product of decays close to 1."""
-        return Side(self.reads, self.writes, None if self.la is None else exp(torch.sum(self.la, -2, True)))
+        total = None if self.la is None else exp(torch.sum(self.la, -2, True))
+        return Side(self.reads, self.writes, total, self.each)
 
 
 def until_end(name: Hashable, x: Array, la: Array, order: Order) -> Array:
@@ -209,14 +203,14 @@ class _Map:
         self.found = whole(_cat(of_left, above, dim=-1), _cat(across, of_right, dim=-1))
 
 
-def own_weight(name: Hashable, la: Array, order: Order) -> Array:
-    """Of the pair of a step with itself, None being 1."""
-    return decay(name, la) if la is not None and order.query_decayed and order.key_decayed else None
+def own_weight(each: Array, order: Order) -> Array:
+    """Of the pair of a step with itself, by the decay of each; None is 1."""
+    return each if order.query_decayed and order.key_decayed else None
 
 
-def own_pairs(name: Hashable, q: Array, k: Array, la: Array, order: Order) -> Array:
+def own_pairs(q: Array, k: Array, each: Array, order: Order) -> Array:
     """What of its own write each step reads, [..., C, 1]."""
-    pairs, w = into("own pairs", torch.mul, q, k), own_weight(name, la, order)
+    pairs, w = into("own pairs", torch.mul, q, k), own_weight(each, order)
     own = torch.sum(pairs if w is None else pairs * w, -1, True)
     return torch.zeros_like(own) if order.strict else own
 
@@ -227,7 +221,7 @@ def tree_map(
     """The map of queries on keys, [..., C, C], with their decays in it; with `keep`, its levels."""
     climb, n = Climb(name, q, k, la, order, keep), la.shape[-2]
     levels: list[Level] = []
-    own = own_pairs(name, q, k, la, order)
+    own = own_pairs(q, k, climb.each, order)
     P = _Map(name, own.expand(*map(max, own.shape[:-1], la.shape[:-1]), 1))
     while climb.h < n:
         level = climb.level()
@@ -291,22 +285,23 @@ def descend(name: Hashable, levels: list[Level], dP: Array, given: Handed) -> Ha
 
 
 def leaf(
-    name: Hashable, handed: Handed, la: Array, order: Order, x: Array, y: Array, dw: Array
+    handed: Handed, each: Array, order: Order, x: Array, y: Array, dw: Array
 ) -> tuple[Array, Array, Array]:
     """Gradients of what reads and what is written, x and y, and of the log-decay, from what arrives at single
-    steps, and from that of the pair of each with itself, dw [..., C, 1]; None where those of decays are."""
+    steps, by the decay of each, and from that of the pair of each with itself, dw [..., C, 1]; None where
+    those of decays are."""
     dx, dy, dla = handed
-    if la is not None:
-        a, dla = decay(name, la), None if dla is None else dla[..., 0, :]
+    if each is not None:
+        dla = None if dla is None else dla[..., 0, :]
         if order.query_decayed:
-            dx = scaled(dx, a)
+            dx = scaled(dx, each)
             dla = None if dla is None else plus_times(dla, x, dx)
         if order.key_decayed:
-            dy = scaled(dy, a)
+            dy = scaled(dy, each)
             dla = None if dla is None else plus_times(dla, y, dy)
     if order.strict:
         return dx, dy, dla
-    own = own_weight(name, la, order)
+    own = own_weight(each, order)
     if own is not None:
         dw = own * dw
         dla = None if dla is None else plus_times(dla, x * y, dw)
@@ -337,8 +332,8 @@ def climb_both(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order,
 def tree(q: Array, k: Array, v: Array, la: Array, lb: Array, order: Order) -> tuple[Array, Side, Side]:
     """Outputs [..., C, V] of chunks that start from zero, where values decay; keys may (else la is None)."""
     both = climb_both(q, k, v, la, lb, order)
-    w = own_weight("values", lb, order)
-    o = own_pairs("keys", q, k, la, order) * (v if w is None else v * w)
+    w = own_weight(both.values.each, order)
+    o = own_pairs(q, k, both.keys.each, order) * (v if w is None else v * w)
     for keys, values in both.levels:
         seen = ((keys.reads @ keys.writes.mT) @ values.writes) * values.reads
         o = whole(left(o, keys.h), right(o, keys.h) + seen)
