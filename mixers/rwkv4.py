@@ -88,8 +88,7 @@ class RWKV4(RecurrentMixer):
         w = cast(self.time_decay, acc).clamp(max=80).exp()  # a decay of 0 from far below
         s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
         e = torch.exp(s.log_write)
-        # The share of what was before: a logistic function of m_{t-1} - k_t - u. Of the first two one is 0.
-        past = torch.sigmoid(s.log_decay - s.log_write + (w - cast(self.time_first, acc)))
+        past = torch.sigmoid(s.ago - cast(self.time_first, acc))  # the share of what was before
         written = cast(torch.cat([e * v, e], -1), v.dtype).unsqueeze(2)
         one = ones(written)
         decay = torch.cat([s.log_decay, s.log_decay], -1).unsqueeze(2)

@@ -156,7 +156,7 @@ def _stabilised(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
     """`stabilise` of whole rows, block by block: what a block needs stays in the cache."""
     shape = log_i.shape
     m = torch.empty(shape[0], shape[1] + 1, *shape[2:], dtype=start.dtype)
-    log_decay, log_write = torch.empty(shape, dtype=log_f.dtype), torch.empty(shape, dtype=log_i.dtype)
+    log_decay, log_write, ago = (torch.empty(shape, dtype=x.dtype) for x in (log_f, log_i, log_i))
     m[:, 0] = start
     with reusing():
         for i, j in _blocks(m[:, 1:]):
@@ -167,7 +167,8 @@ def _stabilised(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
             top = into("top", torch.clamp, here, _least(here))
             log_decay[:, i:j] = into("change", torch.sub, m[:, i:j], top).add_(f)
             log_write[:, i:j] = torch.sub(written, top, out=top)
-    return Stabilised(log_decay, log_write, m[:, 1:], m[:, -1])
+            ago[:, i:j] = torch.sub(m[:, i:j], written, out=top)
+    return Stabilised(log_decay, log_write, ago, m[:, 1:], m[:, -1])
 
 
 def _max_plus(f: Tensor, m: Tensor) -> Tensor:
@@ -193,6 +194,7 @@ class Stabilised(NamedTuple):
 
     log_decay: Tensor  # log f_t + m_{t-1} - m_t
     log_write: Tensor  # log i_t - m_t
+    ago: Tensor  # m_{t-1} - log i_t
     m: Tensor
     end: Tensor  # m after the last token of every sequence, [N, ...]
 
@@ -209,7 +211,7 @@ def _of_a_token(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
     m = torch.maximum(moved, log_i)
     top = m.clamp(min=_least(m))
     log_decay, log_write = (moved - top).to(log_f.dtype), (log_i - top).to(log_i.dtype)
-    return Stabilised(log_decay, log_write, m, m.select(1, 0))
+    return Stabilised(log_decay, log_write, (before - log_i).to(log_i.dtype), m, m.select(1, 0))
 
 
 def stabilise(
@@ -231,7 +233,7 @@ def stabilise(
         if not torch.is_grad_enabled():
             return found
         log_decay, log_write = _Through.apply(log_f, found.log_decay), _Through.apply(log_i, found.log_write)
-        return found._replace(log_decay=log_decay, log_write=log_write)
+        return found._replace(log_decay=log_decay, log_write=log_write, ago=_Through.apply(-log_i, found.ago))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
         f, i = log_f.to(start.dtype), log_i.to(start.dtype)
         if tokens.valid is not None:
@@ -252,4 +254,4 @@ def stabilise(
         change = before - top
     log_decay = (log_f.to(m.dtype) + change).to(log_f.dtype)
     log_write = (log_i.to(m.dtype) - top).to(log_i.dtype)
-    return Stabilised(log_decay, log_write, m, last(m, start, tokens))
+    return Stabilised(log_decay, log_write, (before - log_i).to(log_i.dtype), m, last(m, start, tokens))

@@ -189,7 +189,7 @@ def rwkv_ours(x: Inputs) -> Tensor:
     start = torch.full((1, k.shape[-1]), -math.inf, dtype=torch.float64)
     w = x["decay"].exp()
     s = stabilise(-w.expand_as(k), k, start, _tokens(k))
-    e, past = torch.exp(s.log_write), torch.sigmoid(s.log_decay - s.log_write + (w - x["first"]))
+    e, past = torch.exp(s.log_write), torch.sigmoid(s.ago - x["first"])
     written = torch.cat([e * v, e], -1)[:, :, None]
     one = ones(written)
     decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]
