@@ -26,14 +26,20 @@ from .store import Map, Reason, Result, Results, fingerprint, reasons
 ROOT = Path(__file__).resolve().parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 
-CORE = ("forms", "gradients", "delta", "scores", "steps", "order", "one_step", "operator", "ops")
+CORE = (
+    *("forms", "tree", "scan", "delta", "scores", "passing", "gradients", "scan_gradient"),
+    *("steps", "decays", "memory", "large", "order", "one_step", "operator", "ops"),
+)
 MIXERZOO = Project(
     ROOT,
     "mixerzoo",
     (
         *(
             f"tests/kernels/test_{n}.py"
-            for n in ("forms", "gradients", "delta", "operator", "errors", "step")
+            for n in (
+                *("forms", "tree", "scan", "gradients", "saved", "memory", "large"),
+                *("delta", "operator", "errors", "step"),
+            )
         ),
         *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "tests/mixers").glob("test_[!c]*.py"))),
     ),
