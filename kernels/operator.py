@@ -93,7 +93,7 @@ def recurrence(
             "split" computes the states between chunks first and then all outputs at once.
         precision: None computes matrix products in full for the dtype; "tf32" lets float32
             inputs use tf32 tensor cores on a GPU.
-        chunk_size: steps per chunk (64 by default).
+        chunk_size: steps per chunk (by default 64; 32 where torch erases, with beta or erase).
 
     Returns:
         o [B, T, H, V] in v's dtype, and the final state [B or N, H, K, V] in the accumulation
