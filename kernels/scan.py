@@ -216,7 +216,7 @@ def from_lanes(x: Array) -> Array:
 
 def number_one(x: Array) -> bool:
     """Whether queries or keys are the number 1, one in memory for all of them."""
-    if x.shape[-1] > 1 or not x.numel() or not reuses():
+    if x.shape[-1] > 1 or not reuses() or not x.numel():
         return False
     one = all(n == 1 or s == 0 for n, s in zip(x.shape, x.stride(), strict=True))
     return one and bool(x[0, 0, 0, 0] == 1)
