@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import subprocess
 import sys
 
@@ -27,8 +28,9 @@ def growth(name: str, effort: Effort) -> Measured:
     """The exponent of time against T, from 4 k to 256 k (quick: 2 k to 16 k). `one` and `other` are the times
     at the ends."""
     torch.manual_seed(0)
-    mixer = build(name, WIDTH).eval()
     lengths = [2048, 8192, 16384] if effort.quick else [4096, 16384, 65536, 262144]
+    bounded = "max_length" in inspect.signature(REGISTRY[name].factory).parameters
+    mixer = build(name, WIDTH, **({"max_length": lengths[-1]} if bounded else {})).eval()
     times = []
     with torch.no_grad():
         for n in lengths:
