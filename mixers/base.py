@@ -19,8 +19,8 @@ from ..kernels.memory import new
 from ..kernels.operator import FORMS
 from .arguments import flag, whole
 
-# Numbers of the inputs that are taken at a time where a sequence is long, tokens of a row at the least, and
-# what these are a multiple of, so that chunks stay the same.
+# Numbers that the widest of the inputs, keys and values has in what is taken at a time of a long sequence,
+# tokens of a row at the least, and what these are a multiple of, so that chunks stay the same.
 PIECE, FEWEST, WHOLE_CHUNKS = 1 << 19, 1024, 256
 
 
@@ -268,10 +268,15 @@ class Mixer(nn.Module):
         """`mix`, and of a long sequence on a CPU, where there is no gradient, so many tokens at a time that
         what is computed on the way stays small: large tensors leave the caches, and come in fresh pages."""
         B, T, width = x.shape
-        size = max(FEWEST, PIECE // max(1, B * width)) // WHOLE_CHUNKS * WHOLE_CHUNKS
-        carried = self.causal and state.recurrent is not None and state.keys is None and form != "parallel"
         plain = type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if size >= T or not carried or not plain or torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not plain or not self.causal or form == "parallel":
+            return self.mix(x, state, tokens, form)
+        if state.recurrent is None or state.keys is not None:
+            return self.mix(x, state, tokens, form)
+        _, heads, K, V = state.recurrent.shape
+        widest = max(1, B * max(width, heads * K, heads * V))
+        size = max(FEWEST, PIECE // widest) // WHOLE_CHUNKS * WHOLE_CHUNKS
+        if size >= T:
             return self.mix(x, state, tokens, form)
         y: Tensor | None = None
         for i in range(0, T, size):
