@@ -46,7 +46,7 @@ from .memory import copied, into, matmul, memory, plus_product, reuses, scaled, 
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
-from .steps import ALL, DECAYS, Array, Gradients, Saved, Slice, Steps, Wanted
+from .steps import ALL, Array, Gradients, Saved, Slice, Steps, Wanted, wants_decays
 from .tree import (
     Both,
     Side,
@@ -188,7 +188,7 @@ def chunk_gradients(
     states, which lead from the first to the last, and their gradients, from the last to the first. Those of
     decays are None where none is wanted."""
     la, lb = sides(c)
-    decays = not wanted.isdisjoint(DECAYS)
+    decays = wants_decays(wanted)
     q, k, v, a, b, do = (in_chunks(z, size) for z in (c.q, c.k, c.v, la, lb, do))
     x = Chunks(q, k, v, a, b, do, decays)
     if values_differ(lb):

@@ -16,7 +16,7 @@ import torch
 from .memory import into, lent, memory, once, own, reuses
 from .order import Order
 from .scan import by_value, from_lanes, lockstep, read, scanned_states, unless_one, write
-from .steps import ALL, DECAYS, Array, Gradients, Slice, Wanted
+from .steps import ALL, Array, Gradients, Slice, Wanted, wants_decays
 
 
 def over_values(name: str, x: Array, y: Array, shared: bool) -> Array:
@@ -112,7 +112,7 @@ def scan_gradient(
         dq = over_values("dq", state(order.events.index("R")), g, c.q.shape[1] == 1)
     dla: Array = None
     dlb: Array = None
-    if d is not None and not wanted.isdisjoint(DECAYS):
+    if d is not None and wants_decays(wanted):
         at = order.events.index("D")
         # A state times its gradient is the same before a decay and after it: where both are there already.
         at = 3 if at == 2 else at

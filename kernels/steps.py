@@ -67,7 +67,10 @@ class Gradients(NamedTuple):
 # Names of the gradients that are asked for.
 Wanted = frozenset[str]
 ALL: Wanted = frozenset(Gradients._fields)
-DECAYS: Wanted = frozenset(("la", "outer", "lb"))
+
+
+def wants_decays(wanted: Wanted) -> bool:
+    return not wanted.isdisjoint(("la", "outer", "lb"))
 
 
 class Saved(NamedTuple):
@@ -275,7 +278,7 @@ class Steps:
         if self.reverse:
             return found
         lb = self.log_decay_v
-        varies = lb is not None and lb.ndim == 4 and not wanted.isdisjoint(DECAYS)
+        varies = lb is not None and lb.ndim == 4 and wants_decays(wanted)
         if found is None:
             v, lb = (new(G, *self.v.shape) if some else None for some in (True, varies))
             found = Gradients(None, None, v, None, lb)

@@ -268,9 +268,8 @@ def down(name: Hashable, level: Level, block: Array, given: Handed) -> Handed:
             for side, x, y, between in (("left", q, reads, of_left), ("right", k, writes, of_right))
         )
         la = whole(for_left, for_right, (name, "la"))[..., None, :]
-    product = (
-        torch.mul if h == 1 else torch.matmul
-    )  # for matrices with one entry this costs ten times as much
+    # For matrices with one entry `matmul` costs ten times as much.
+    product = torch.mul if h == 1 else torch.matmul
     reads = plus_scaled(into((name, "to reads"), product, block, k), reads, of_left)
     writes = plus_scaled(into((name, "to writes"), product, block.mT, q), writes, of_right)
     return Handed(with_right(given.reads, h, reads), with_left(given.writes, h, writes), la)

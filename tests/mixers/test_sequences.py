@@ -44,6 +44,7 @@ def test_in_lockstep_and_differentiated(T, first):
         assert torch.allclose(s.m, want, rtol=1e-13, atol=1e-13) and torch.equal(s.end, s.m[:, -1])
         before = torch.cat([start[:, None], s.m[:, :-1]], 1)
         top = torch.where(s.m.isneginf(), 0.0, s.m)
+        assert torch.equal(s.ago.nan_to_num(), (before - log_i).nan_to_num())
         assert torch.allclose(s.log_decay, log_f + before - top, rtol=1e-13, atol=1e-13)
         assert torch.allclose(s.log_write, log_i - top, rtol=1e-13, atol=1e-13)
         assert not s.log_decay.isnan().any() and not s.log_write.isnan().any()
