@@ -94,7 +94,14 @@ class Groups(NamedTuple):
     rest: Iterable[Array]
 
 
-NONES = Groups(None, itertools.repeat(None), itertools.repeat(None))
+def same(x: Array) -> Groups:
+    """Of one step [1, ...], or None, which is that of all groups and of what is left over."""
+    return Groups(x, itertools.repeat(x), itertools.repeat(x))
+
+
+def constant(x: Array) -> bool:
+    """Whether all steps x [n, ...] are one in memory."""
+    return reuses() and x.shape[0] > 1 and x.stride(0) == 0
 
 
 def groups(x: Array, length: int, back: bool, name: str) -> Groups:
@@ -167,20 +174,26 @@ def lockstep(
     out: Array = None,
 ) -> Array:
     """The states after each of n steps, from S [...]: d [n, ...] or None, w [n, ...]; back from the last.
-    `numbers` are those of a state. Where memory is reused they go to `out`, which may be w."""
+    d may be one step [1, ...] for all. `numbers` are those of a state. Where memory is reused states go to
+    `out`, which may be w."""
     n, algebra = w.shape[0], algebra or linear(d is not None)
     length = group_length(n, numbers)
     length = length if n >= 2 * length else n
+    if d is not None and constant(d):
+        d = d[:1]
 
     def split(kind: str, x: Array) -> Groups:
-        return NONES if x is None else once(groups, x, length, back, kind + name)
+        return same(x) if x is None or x.shape[0] < n else once(groups, x, length, back, kind + name)
 
     ds, ws = split("d", d), split("w", w)
     to = ws if out is w else split("to", out)
     if length == n:
         states = in_turn(S[None], ds.steps, ws.steps, algebra.after, to.steps)
         return out if reuses() else _in_time(states, back)[0]
-    products = NONES if d is None else split("products", memory("products" + name, d, *d.shape))
+    products = same(None)
+    if d is not None:  # of one group, where it is that of all
+        room = memory("products" + name, d, max(length, d.shape[0]), *d.shape[1:])
+        products = same(None) if room is None else once(groups, room, length, back, "products" + name)
     rooms = zip(products.steps, to.steps, strict=False)
     found = prefixes(zip(ds.steps, ws.steps, strict=False), algebra.compose, rooms)
     start, end = _starts(found[-1], S, numbers, back, name, algebra)
@@ -236,6 +249,8 @@ def _faded(x: Array, key: bool) -> Array:
         d = torch.mul(by_key(x.dt), once(_rates, x.rates), out=memory("dt·A", x.dt, *x.lanes))
         return torch.exp2(d, out=d if reuses() else None)
     x = by_key(x) if key else by_value(x)
+    if constant(x):
+        return exp(x[:1]).expand(x.shape)
     return exp(x, memory(("decay", key), x, *x.shape))
 
 
@@ -243,7 +258,11 @@ def decays(c: Slice) -> Array:
     """By what each step decays its state."""
     a = None if c.la is None else once(_faded, c.la, True)
     b = None if c.lb is None else once(_faded, c.lb, False)
-    return b if a is None else a if b is None else into("decay", torch.mul, a, b)
+    if a is None or b is None:
+        return b if a is None else a
+    if constant(a) and constant(b):
+        return (a[:1] * b[:1]).expand(a.shape[0], -1, -1, -1, -1)
+    return into("decay", torch.mul, a, b)
 
 
 def _rest(x: Array) -> Array:
@@ -302,6 +321,25 @@ def end(c: Slice, S: Array, order: Order) -> Array:
     return own(scanned_states(c, S, order)[1][-1].transpose(1, 2))
 
 
+def _states_before(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
+    """Of a slice that is read before anything happens, by queries of 1: the states before each step, which
+    are its outputs, and the state after it."""
+    k, v, d, room = unless_one(c.k), by_value(c.v), decays(c), lent("outputs")
+    states = memory("states", v, *v.shape) if room is None else by_value(room)
+    states[0] = S
+
+    def at(x: Array, i: int | slice) -> Array:
+        return None if x is None else x[i]
+
+    def written(i: int | slice, room: Array = None) -> Array:
+        return write(at(k, i), v[i], at(d, i) if order.key_decayed else None, room)
+
+    but_last = slice(-1)
+    lockstep(at(d, but_last), written(but_last, states[1:]), S, math.prod(S.shape), out=states[1:])
+    S = linear(d is not None).after(written(-1), at(d, -1), states[-1])
+    return from_lanes(states[:, :, 0]), S.transpose(1, 2)
+
+
 def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
     """All states of a slice, and what is read of them."""
     after = order.events[-1] == "R"
@@ -311,6 +349,8 @@ def scan(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
         room = memory("states", x, *x.shape) if room is None else by_value(room)
         states = states_after(c, S.transpose(1, 2), order, room)[1]
         return from_lanes(states[:, :, 0]), own(states[-1].transpose(1, 2))
+    if order.events[0] == "R" and number_one(c.q) and c.v.shape[-2] > 1:  # they are those before
+        return _states_before(c, S.transpose(1, 2), order)
     d, states = scanned_states(c, S, order)
     seen = states[1:] if after else states[:-1]
     for event in "" if after else order.events[: order.events.index("R")]:

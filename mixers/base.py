@@ -89,6 +89,7 @@ class Core(NamedTuple):
     initial: Tensor | None = None  # what the recurrence starts from, if not from state.recurrent
     rest: tuple[Tensor, ...] = ()
     # Of the state after these tokens:
+    factor: Tensor | None = None  # what the recurrent state is multiplied by
     window: Tensor | None = None
     stabiliser: Tensor | None = None
     angle: Tensor | None = None
@@ -415,7 +416,7 @@ class RecurrentMixer(Mixer):
         y = self.readout(o, x, core)
         return y, MixerState(
             tokens.advance(state.position),
-            recurrent,
+            recurrent if core.factor is None else recurrent * core.factor,
             core.window,
             stabiliser=core.stabiliser,
             angle=core.angle,

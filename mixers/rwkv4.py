@@ -10,7 +10,64 @@ from torch import Tensor, nn
 from .arguments import whole
 from .base import Core, MixerState, RecurrentMixer, Tokens, accumulation, cast
 from .parts import layer_of, ones
-from .sequences import previous, stabilise
+from .sequences import level, previous, stabilise
+
+# How large a bonus may be, either way, where all tokens have one m.
+BONUS = 20.0
+
+
+def attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: MixerState, tokens: Tokens) -> Core:
+    """The weighted mean as a recurrence, whose outputs `mean` divides: keys k [B, T, width] in the
+    accumulation dtype, values v, the decay w and the bonus u [width]. `rest` is what `mean` takes.
+
+    Where keys differ by little, one m serves all tokens and decays stay constant; else it follows them."""
+    assert state.recurrent is not None and state.stabiliser is not None
+    found = level(-w, k, state.stabiliser, tokens)
+    if found is None or not bool((u.abs() <= BONUS).all()):
+        s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
+        past = torch.sigmoid(s.ago - u)  # the share of what was before
+        core = _core(torch.exp(s.log_write), v, s.log_decay.unsqueeze(2))
+        return core._replace(rest=(core.v.squeeze(2), v, past), stabiliser=s.end)
+    core = _core((k - found.m[:, None]).exp_(), v, -w[None])
+    before, after = (
+        torch.exp(z).to(k.dtype).repeat(1, 2)[:, None, None]
+        for z in (state.stabiliser - found.m, found.m - found.end)
+    )
+    return core._replace(
+        initial=state.recurrent * before,
+        rest=(core.v.squeeze(2), torch.exp(u)),
+        factor=after,
+        stabiliser=found.end,
+    )
+
+
+def _core(e: Tensor, v: Tensor, log_decay: Tensor) -> Core:
+    """Of [e v, e], with one log-decay for both."""
+    written = cast(_with_weights(e, v), v.dtype).unsqueeze(2)
+    one = ones(written)
+    return Core(one, one, written, log_decay_v=torch.cat([log_decay, log_decay], -1), read="before")
+
+
+def _with_weights(e: Tensor, v: Tensor) -> Tensor:
+    """[e v, e]."""
+    if torch.is_grad_enabled():
+        return torch.cat([e * v, e], -1)
+    written = e.new_empty(*e.shape[:-1], 2 * e.shape[-1])
+    of_values, weights = written.chunk(2, -1)
+    torch.mul(e, v, out=of_values)
+    weights.copy_(e)
+    return written
+
+
+def mean(o: Tensor, written: Tensor, own: Tensor, past: Tensor | None = None) -> Tensor:
+    """Of [values, 1], weighed, from before the token, o [B, T, 1, 2 width], and of its own: of what it writes
+    [B, T, 2 width] times e^u; or, with the share of the past, of its value."""
+    o = o.select(2, 0)
+    if past is None:
+        above, below = torch.addcmul(cast(o, own.dtype), cast(written, own.dtype), own.repeat(2)).chunk(2, -1)
+        return above / below
+    above, below = cast(o, past.dtype).chunk(2, -1)
+    return torch.lerp(cast(own, past.dtype), above, past) / torch.addcmul(1 - past, past, below)
 
 
 class RWKV4(RecurrentMixer):
@@ -21,8 +78,9 @@ class RWKV4(RecurrentMixer):
         y = W_o (r ∘ wkv)        w = exp(time_decay), u = time_first
 
     Reduction: K = 1, q = k = 1, read="before", V twice the channels; with m_t = max(m_{t-1} - w, k_t) kept
-    beside the state, log_decay_v = -w + m_{t-1} - m_t and v = [e^{k - m} v, e^{k - m}]. The current token
-    with its bonus u, and the division, are outside. The last x is kept in state.window.
+    beside the state, log_decay_v = -w + m_{t-1} - m_t and v = [e^{k - m} v, e^{k - m}]. Where the keys of a
+    call differ by little, m is one for all its tokens, and the decay -w. The current token with its bonus u,
+    and the division, are outside. The last x is kept in state.window.
 
     Args:
         d_model: width of x and y.
@@ -73,7 +131,7 @@ class RWKV4(RecurrentMixer):
         self.time_mix_receptance.copy_(share ** (0.5 * height))
 
     def operands(self, x: Tensor, state: MixerState, tokens: Tokens) -> Core:
-        assert state.window is not None and state.stabiliser is not None
+        assert state.window is not None
         before, window = previous(x, state.window, tokens)
 
         def mixed(share: Tensor, proj: nn.Linear) -> Tensor:
@@ -84,34 +142,21 @@ class RWKV4(RecurrentMixer):
         k, v = mixed(self.time_mix_key, self.key), mixed(self.time_mix_value, self.value)
         r = torch.sigmoid(mixed(self.time_mix_receptance, self.receptance))
         acc = accumulation(x.dtype)
-        k = cast(k, acc)
         w = cast(self.time_decay, acc).clamp(max=80).exp()  # a decay of 0 from far below
-        s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
-        e = torch.exp(s.log_write)
-        past = torch.sigmoid(s.ago - cast(self.time_first, acc))  # the share of what was before
-        written = cast(torch.cat([e * v, e], -1), v.dtype).unsqueeze(2)
-        one = ones(written)
-        decay = torch.cat([s.log_decay, s.log_decay], -1).unsqueeze(2)
-        return Core(
-            one,
-            one,
-            written,
-            log_decay_v=decay,
-            read="before",
-            rest=(r, v, e, past),
-            window=window,
-            stabiliser=s.end,
-        )
+        core = attend(cast(k, acc), v, w, cast(self.time_first, acc), state, tokens)
+        return core._replace(rest=(r, *core.rest), window=window)
 
     def readout(self, o: Tensor, x: Tensor, core: Core) -> Tensor:
-        r, v, _, past = core.rest
-        above, below = cast(o.select(2, 0), past.dtype).chunk(2, -1)
-        sums = torch.lerp(cast(v, past.dtype), above, past)
-        wkv = sums / torch.addcmul(1 - past, past, below)
-        return self.output(r * cast(wkv, r.dtype))
+        r, *rest = core.rest
+        return self.output(r * cast(mean(o, *rest), r.dtype))
 
     def weigh(self, weights: Tensor, core: Core) -> Tensor:
         """With e^{k - m} of every token, the current one, and the division."""
-        _, _, e, past = (z.transpose(1, 2) for z in core.rest)  # [B, width, T]
-        w = weights.chunk(2, 1)[0] * e[..., None, :] * past[..., None] + torch.diag_embed(1 - past)
+        _, written, own, *rest = core.rest
+        e = written.chunk(2, -1)[1].mT  # [B, width, T]
+        if rest:
+            past = rest[0].mT
+            w = weights.chunk(2, 1)[0] * e[..., None, :] * past[..., None] + torch.diag_embed(1 - past)
+        else:
+            w = weights.chunk(2, 1)[0] * e[..., None, :] + torch.diag_embed(e * own[:, None])
         return w / w.sum(-1, keepdim=True)

@@ -199,6 +199,43 @@ class Stabilised(NamedTuple):
     end: Tensor  # m after the last token of every sequence, [N, ...]
 
 
+class Level(NamedTuple):
+    """One m for all tokens of a call, relative to which nothing over- or underflows, and m after them as
+    `stabilise` has it; [N, ...]."""
+
+    m: Tensor
+    end: Tensor
+
+
+# How far below m the logarithms of writes may lie: e^-30 is 1e-13, and values down to 1e-25 times that are
+# normal numbers of float32.
+RANGE = 30.0
+
+
+@torch.no_grad()
+def level(log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens) -> Level | None:
+    """One m in place of `stabilise`'s, where writes differ by so little that no other is needed; None where
+    there is none. Decays stay what they were: constant, here log f [...] <= 0, finite; log i [B, T, ...].
+
+    Only for rows that are whole, on a CPU, where a look at the numbers costs little."""
+    T = log_i.shape[1]
+    special = tokens.segment is not None or tokens.valid is not None or torch.compiler.is_compiling()
+    if special or T < 2 or log_i.device.type != "cpu":
+        return None
+    m = torch.maximum(log_i.amax(1), start.to(log_i.dtype))
+    if not bool((m - log_i.amin(1) <= RANGE).all()):  # (nor where one is infinite or NaN)
+        return None
+    end, size = start, max(16, BLOCK * T // max(1, log_i.numel()))
+    ago = torch.arange(size - 1, -1, -1, dtype=log_i.dtype, device=log_i.device)
+    faded = ago.reshape(-1, *(1 for _ in log_f.shape)) * log_f
+    with reusing():
+        for piece in log_i.split(size, 1):
+            n = piece.shape[1]
+            written = into("faded", torch.add, piece, faded[size - n :]).amax(1)
+            end = torch.maximum(end + n * log_f, written)
+    return Level(m, end)
+
+
 def _least(m: Tensor) -> float:
     """A number in place of -inf, which is less than it still."""
     return torch.finfo(m.dtype).min

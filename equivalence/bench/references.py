@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels import OuterDecay, numba_core, recurrence
-from ...mixers.base import Tokens
+from ...mixers import rwkv4
+from ...mixers.base import MixerState, Tokens
 from ...mixers.parts import ones
 from ...mixers.sequences import stabilise
 from .bar import Bar, Effort, Measured, Missing, forward, forward_and_backward, in_turns
@@ -185,17 +186,20 @@ def rwkv_theirs(x: Inputs) -> Tensor:
 
 def rwkv_ours(x: Inputs) -> Tensor:
     """As the mixer does between its projections."""
-    k, v = x["k"], x["v"]
-    start = torch.full((1, k.shape[-1]), -math.inf, dtype=torch.float64)
-    w = x["decay"].exp()
-    s = stabilise(-w.expand_as(k), k, start, _tokens(k))
-    e, past = torch.exp(s.log_write), torch.sigmoid(s.ago - x["first"])
-    written = torch.cat([e * v, e], -1)[:, :, None]
-    one = ones(written)
-    decay = torch.cat([s.log_decay, s.log_decay], -1)[:, :, None]
-    o, _ = recurrence(one, one, written, log_decay_v=decay, read="before", backend="torch")
-    above, below = o[:, :, 0].chunk(2, -1)
-    return torch.lerp(v, above, past) / torch.addcmul(1 - past, past, below)
+    k, width = x["k"], x["k"].shape[-1]
+    start = torch.full((1, width), -math.inf, dtype=torch.float64)
+    state = MixerState(torch.zeros(1, dtype=torch.int64), k.new_zeros(1, 1, 1, 2 * width), stabiliser=start)
+    core = rwkv4.attend(k, x["v"], x["decay"].exp(), x["first"], state, _tokens(k))
+    o, _ = recurrence(
+        core.q,
+        core.k,
+        core.v,
+        log_decay_v=core.log_decay_v,
+        initial_state=core.initial,
+        read=core.read,
+        backend="torch",
+    )
+    return rwkv4.mean(o, *core.rest)
 
 
 def rg_lru_inputs(T: int) -> Inputs:

@@ -210,3 +210,48 @@ def test_of_no_rows_or_steps_there_is_no_number_to_look_at(B, T):
     one, v = torch.ones(1, 1, 1, 1).expand(B, T, 1, 1), torch.zeros(B, T, 1, 8)
     o, S = recurrence(one, one, v, None, v, form="scan", backend="torch")
     assert o.shape == v.shape and S.shape == (B, 1, 1, 8)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_one_decay_for_all_steps(back, monkeypatch):
+    """A step [1, ...], or n that are one in memory."""
+    monkeypatch.setattr(scan, "group_length", lambda n, numbers: min(n, 4))
+    g = generator(3)
+    for n in (2, 7, 8, 9, 40):
+        w, S, d = normal(g, n, 2, 3), normal(g, 2, 3), torch.rand(1, 2, 1, generator=g, dtype=torch.float64)
+        want = one_by_one(d.expand(n, 2, 1), w, S, back)
+        with reusing():
+            for one in (d, d.expand(n, 2, 1)):
+                there = scan.lockstep(one, w.clone(), S, 6, back, out=torch.empty_like(w))
+                assert torch.allclose(there, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["constant", "varying", "both", "none"])
+def test_states_as_outputs(read, reverse, kind, monkeypatch):
+    """Queries of 1, of several blocks, whose outputs are states; and keys of 1 or not."""
+    monkeypatch.setattr("mixerzoo.kernels.ops.scan_block", lambda p, gradient=False: 32)
+    monkeypatch.setattr(scan, "group_length", lambda n, numbers: min(n, 4))
+    g, T = generator(4), 71
+    one = torch.ones((), dtype=torch.float64).expand(2, T, 1, 1)
+    v, S = normal(g, 2, T, 1, 3), normal(g, 2, 1, 1, 3)
+    la = {"both": log_decays(g, 1), "none": None}.get(kind)
+    constant = -torch.rand(1, 3, generator=g, dtype=torch.float64)
+    lb = {"varying": log_decays(g, 2, T, 1, 3), "none": None}.get(kind, constant)
+    for k in (one, normal(g, 2, T, 1, 1)):
+        leaves = [x.clone().requires_grad_() for x in (k, v, S, la, lb) if x is not None]
+
+        def run(form, k=k, leaves=leaves):
+            own, values, state, *decays = leaves
+            decays = [None] * (2 - len(decays)) + decays if la is None else decays
+            q, k = one, one if k is one else own
+            options = {"initial_state": state, "read": read, "reverse": reverse, "form": form}
+            o, end = recurrence(q, k, values, *(decays if lb is not None else (None, None)), **options)
+            given = torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view_as(o)
+            loss = (o * given).sum() + end.square().sum()
+            return o, end, *torch.autograd.grad(loss, leaves, allow_unused=True)
+
+        for a, b in zip(run("scan"), run("recurrent"), strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or torch.allclose(a, b, rtol=1e-12, atol=1e-12)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixerzoo.mixers import build
+from mixerzoo.mixers import build, rwkv4, sequences
 from mixerzoo.mixers.longhorn import log_one_minus
 from mixerzoo.mixers.parts import zero_order_hold
 from mixerzoo.mixers.rg_lru import root_one_minus_square
@@ -149,6 +149,48 @@ def test_rwkv4_with_keys_beyond_the_range_of_exp() -> None:
     exact = mixer.double()(x.double())[0]
     assert torch.isfinite(y).all()
     assert (y - exact).abs().max() <= 1e-3 * exact.abs().max()
+
+
+@pytest.mark.parametrize("size", [1.0, 3.0, 40.0])
+@pytest.mark.parametrize("bonus", [0.0, 15.0, -15.0, 1000.0, -1000.0])
+def test_rwkv4_with_one_maximum_or_a_running_one(size: float, bonus: float, monkeypatch) -> None:
+    """Outputs, states and gradients do not depend on which, and sequences go on from one to the other."""
+    torch.manual_seed(0)
+    mixer = build("rwkv4", D).double()
+    with torch.no_grad():
+        mixer.key.weight.mul_(4)
+        mixer.time_first.add_(bonus)
+    x = torch.randn(2, 40, D, dtype=torch.float64)
+    x[:, 20:30] *= size
+    levels = []
+
+    def counted(*args: object) -> object:
+        levels.append(sequences.level(*args))
+        return levels[-1]
+
+    def found(cuts: list[int]) -> list[torch.Tensor]:
+        given = x.clone().requires_grad_()
+        state, ys = None, []
+        for i, j in zip([0, *cuts], [*cuts, 40], strict=True):
+            y, state = mixer(given[:, i:j], state)
+            ys.append(y)
+        y = torch.cat(ys, 1)
+        assert state is not None and state.recurrent is not None
+        return [
+            y,
+            state.recurrent,
+            state.stabiliser,
+            *torch.autograd.grad(y.square().sum() + state.recurrent.sum(), [given, *mixer.parameters()]),
+        ]
+
+    with monkeypatch.context() as m:
+        m.setattr(rwkv4, "level", lambda *args: None)
+        want = found([])
+    monkeypatch.setattr(rwkv4, "level", counted)
+    for cuts in ([], [20, 30], [7, 24]):
+        for a, b in zip(found(cuts), want, strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+    assert any(x is not None for x in levels) and (size < 40 or any(x is None for x in levels))
 
 
 # ------------------------------------------------------------------ functions with digits to lose
