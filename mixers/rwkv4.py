@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,41 +23,40 @@ def attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: MixerState, tokens
 
     Where keys differ by little, one m serves all tokens and decays stay constant; else it follows them."""
     assert state.recurrent is not None and state.stabiliser is not None
-    found = level(-w, k, state.stabiliser, tokens)
+    log_f = -w
+    found = level(log_f, k, state.stabiliser, tokens)
     if found is None or not bool((u.abs() <= BONUS).all()):
-        s = stabilise(-w.expand_as(k), k, state.stabiliser, tokens)
+        s = stabilise(log_f.expand_as(k), k, state.stabiliser, tokens)
         past = torch.sigmoid(s.ago - u)  # the share of what was before
-        core = _core(torch.exp(s.log_write), v, s.log_decay.unsqueeze(2))
-        return core._replace(rest=(core.v.squeeze(2), v, past), stabiliser=s.end)
-    core = _core((k - found.m[:, None]).exp_(), v, -w[None])
+        written, decay = _with_weights(torch.exp(s.log_write), v), s.log_decay.unsqueeze(2)
+        return _core(written, decay, rest=(written, v, past), stabiliser=s.end)
+    written = _with_weights((k - found.m[:, None]).exp_(), v)
     before, after = (
         torch.exp(z).to(k.dtype).repeat(1, 2)[:, None, None]
         for z in (state.stabiliser - found.m, found.m - found.end)
     )
-    return core._replace(
-        initial=state.recurrent * before,
-        rest=(core.v.squeeze(2), torch.exp(u)),
-        factor=after,
-        stabiliser=found.end,
+    own, initial = torch.exp(u), state.recurrent * before
+    return _core(
+        written, log_f[None], initial=initial, factor=after, rest=(written, own), stabiliser=found.end
     )
 
 
-def _core(e: Tensor, v: Tensor, log_decay: Tensor) -> Core:
-    """Of [e v, e], with one log-decay for both."""
-    written = cast(_with_weights(e, v), v.dtype).unsqueeze(2)
-    one = ones(written)
-    return Core(one, one, written, log_decay_v=torch.cat([log_decay, log_decay], -1), read="before")
+def _core(written: Tensor, log_decay: Tensor, **others: Any) -> Core:
+    """With one log-decay for values and their weights."""
+    v, decay = written.unsqueeze(2), torch.cat([log_decay, log_decay], -1)
+    one = ones(v)
+    return Core(one, one, v, log_decay_v=decay, read="before", **others)
 
 
 def _with_weights(e: Tensor, v: Tensor) -> Tensor:
-    """[e v, e]."""
-    if torch.is_grad_enabled():
-        return torch.cat([e * v, e], -1)
+    """[e v, e], in v's dtype."""
+    if torch.is_grad_enabled() or e.shape[1] == 1:
+        return cast(torch.cat([e * v, e], -1), v.dtype)
     written = e.new_empty(*e.shape[:-1], 2 * e.shape[-1])
     of_values, weights = written.chunk(2, -1)
     torch.mul(e, v, out=of_values)
     weights.copy_(e)
-    return written
+    return cast(written, v.dtype)
 
 
 def mean(o: Tensor, written: Tensor, own: Tensor, past: Tensor | None = None) -> Tensor:

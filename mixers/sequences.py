@@ -219,8 +219,9 @@ def level(log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens) -> Level 
 
     Only for rows that are whole, on a CPU, where a look at the numbers costs little."""
     T = log_i.shape[1]
-    special = tokens.segment is not None or tokens.valid is not None or torch.compiler.is_compiling()
-    if special or T < 2 or log_i.device.type != "cpu":
+    if T < 2 or log_i.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if tokens.segment is not None or tokens.valid is not None:
         return None
     m = torch.maximum(log_i.amax(1), start.to(log_i.dtype))
     if not bool((m - log_i.amin(1) <= RANGE).all()):  # (nor where one is infinite or NaN)
@@ -244,11 +245,11 @@ def _least(m: Tensor) -> float:
 def _of_a_token(log_f: Tensor, log_i: Tensor, start: Tensor) -> Stabilised:
     """`stabilise` of one token in each row, without gradients."""
     before = start.unsqueeze(1)
-    moved = log_f + before
-    m = torch.maximum(moved, log_i)
+    i, moved = log_i.to(before.dtype), log_f + before
+    m = torch.maximum(moved, i)
     top = m.clamp(min=_least(m))
-    log_decay, log_write = (moved - top).to(log_f.dtype), (log_i - top).to(log_i.dtype)
-    return Stabilised(log_decay, log_write, (before - log_i).to(log_i.dtype), m, m.select(1, 0))
+    log_decay, log_write, ago = (moved - top).to(log_f.dtype), (i - top).to(log_i.dtype), before - i
+    return Stabilised(log_decay, log_write, ago.to(log_i.dtype), m, m.select(1, 0))
 
 
 def stabilise(
