@@ -531,7 +531,7 @@ def _recurrence_backward(
     elif uses_numba(x, o):
         grads = _numba_backward(do, dstate, saved, x, o)
     else:
-        kept = saved if saved.numel() else None
+        kept = saved if saved.numel() or saved.ndim > 1 else None
         found = torch_backward(*_cotangents(x, do, dstate), x, o, kept, wanted=_names(wanted))
         grads = _flat(*found)
     return tuple(  # type: ignore[return-value]

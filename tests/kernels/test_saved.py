@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mixerzoo.kernels import ops
+from mixerzoo.kernels import ops, recurrence
 
 
 def problem(T, K, offsets=None, **options):
@@ -67,3 +67,12 @@ def test_nothing_is_saved_without_a_gradient_or_where_blocks_differ():
     x, o = problem(100, 3)
     assert ops.torch_forward(x, o._replace(save=False))[2] is None
     assert ops.torch_forward(x, o._replace(form="parallel"))[2] is None
+
+
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+def test_one_block_needs_no_state_but_its_start(form, monkeypatch):
+    monkeypatch.setitem(ops.gradients.CARRIES, form, None)  # which is not called
+    x, _ = problem(20, 3)
+    q = x.q.clone().requires_grad_()
+    recurrence(q, x.k, x.v, x.log_decay, initial_state=x.initial_state, form=form)[0].sum().backward()
+    assert q.grad.any()
