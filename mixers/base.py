@@ -54,6 +54,11 @@ class MixerState:
         return MixerState(*(None if p is None else p.detach() for p in parts))  # type: ignore[arg-type]
 
 
+# Programs of torch.export take states and return them, and files may hold them: they are tensors and no more.
+torch.export.register_dataclass(MixerState, serialized_type_name="mixerzoo.MixerState")
+torch.serialization.add_safe_globals([MixerState])
+
+
 class Tokens(NamedTuple):
     """Where the tokens of a call stand: x [B, T, d_model] belongs to N sequences."""
 

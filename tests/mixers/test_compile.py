@@ -82,3 +82,16 @@ def test_generated_code(make) -> None:
     x = torch.randn(2, 6, 6, dtype=torch.float64)
     mask = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 1, 1, 1]]).bool()
     same(torch.compile(mixer, fullgraph=True)(x, mask=mask), mixer(x, mask=mask))
+
+
+@pytest.mark.parametrize("name", ["lightning", "mamba", "gated-deltanet", "rwkv4", "mamba3", "softmax"])
+def test_exported_with_its_state(make, name: str, tmp_path) -> None:
+    """A program that takes a state and returns the next, from memory and from a file."""
+    mixer = make(name)
+    x = torch.randn(2, 6, 6, dtype=torch.float64)
+    state = mixer(x)[1].detach()
+    with torch.no_grad():
+        program = torch.export.export(mixer, (x, state))
+        torch.export.save(program, tmp_path / "mixer.pt2")
+        for found in (program, torch.export.load(tmp_path / "mixer.pt2")):
+            same(found.module()(x, state), mixer(x, state))
