@@ -50,8 +50,9 @@ from .scores import Column, Row, Scores, cast, dense, dtype_of, plus, product, s
 from .steps import Array, Gradients, Saved, Slice, Steps
 from .tree import in_chunks
 
-# Steps of a chunk: fewer than where nothing is erased, as there is more to do for each pair of them.
-CHUNK = 32
+# Steps of a chunk: fewer than where nothing is erased, as there is more to do for each pair of them; as many
+# where heads are so few and tiny that it is calls that take the time.
+CHUNK, CHUNK_OF_TINY, TINY = 32, 64, 256
 
 # Numbers of an operand in a block of several chunks, and the most chunks, as in `forms`.
 TOGETHER, MOST_TOGETHER = 1 << 17, 8
@@ -206,6 +207,11 @@ def carry_solved(c: Slice, S: Array, order: Order, size: int) -> Array:
     """The state after consecutive chunks of `size` steps whose solution forward has left."""
     values, c = left(size), chunked(c, size)
     return own(states_until(scores_of(c.la), solved(written(c), values), S, values.shape[0])[-1])
+
+
+def chunk_length(heads: int, width: int) -> int:
+    """Steps of a chunk, for so many heads (of all batches) of keys or values that are so wide."""
+    return CHUNK_OF_TINY if heads * (width + 16) <= TINY else CHUNK
 
 
 def together(width: int, size: int) -> int:

@@ -149,7 +149,8 @@ def _problem(x: Operands) -> Problem:
 
 
 def _chunk(x: Operands) -> int:
-    return delta.CHUNK if x.erases else CHUNK
+    b, _, h, V = x.v.shape
+    return delta.chunk_length(b * h, max(x.k.shape[3], V)) if x.erases else CHUNK
 
 
 def form_of(x: Operands, o: Options) -> str:
