@@ -90,8 +90,8 @@ class Steps:
     the log-decay is dt·A, and where `resets` ([H,K] bool) it is -inf for dt > 0, whatever A. log_decay_v
     is None, [H,V] or [B,T,H,V]; beta is None or [B,T,H]; x and y are None or [B,T,Hx,K]. `dtype` is what
     slices are computed in (None keeps them as they are); `reverse` walks time from the end. Outputs go to
-    `out` [B,T,H,V], and states to `saved`, where these are given (or come from there, for a gradient). With `apart` dt·A without resets is handed
-    out as a `Product`.
+    `out` [B,T,H,V], states and solutions to `saved`, where these are given; a gradient has them from there.
+    With `apart` dt·A without resets is handed out as a `Product`.
     """
 
     def __init__(
