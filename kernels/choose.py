@@ -41,10 +41,10 @@ def scan_block(p: Problem, gradient: bool = False) -> int:
     return max(32, 1 << max(0, in_cache.bit_length() - 1)) >> gradient
 
 
-def apart(block: int, key_dim: int) -> int:
+def apart(block: int, key_dim: int, most: int) -> int:
     """Steps between the states that forward leaves for the gradient: whole blocks, 64 steps at least, and so
-    many that states are at most twice the numbers of the values."""
-    return block * -(-max(64, -(-key_dim // 2)) // block)
+    many that states are at most so many times the numbers of the values."""
+    return block * -(-max(64, -(-key_dim // most)) // block)
 
 
 def walk_block(p: Problem) -> int:

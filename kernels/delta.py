@@ -34,6 +34,7 @@ from .gradients import BlockGradient, Carry, walk_gradient
 from .memory import (
     copied,
     into,
+    lent,
     memory,
     own,
     places,
@@ -46,11 +47,12 @@ from .memory import (
 from .order import BEFORE, Order
 from .passing import Passing, flat
 from .scores import Column, Row, Scores, cast, dense, dtype_of, plus, product, scores_of
-from .steps import Array, Gradients, Slice, Steps
+from .steps import Array, Gradients, Saved, Slice, Steps
 from .tree import in_chunks
 
-# Steps of a chunk: fewer than where nothing is erased, as there is more to do for each pair of them.
-CHUNK = 32
+# Steps of a chunk: fewer than where nothing is erased, as there is more to do for each pair of them; as many
+# where heads are so few and tiny that it is calls that take the time.
+CHUNK, CHUNK_OF_TINY, TINY = 32, 64, 256
 
 # Numbers of an operand in a block of several chunks, and the most chunks, as in `forms`.
 TOGETHER, MOST_TOGETHER = 1 << 17, 8
@@ -72,6 +74,12 @@ def solve(L: Array, b: Array, transposed: bool = False, out: Array = None) -> Ar
     return x.to(dtype) if out is None else out.copy_(x)
 
 
+def solved(columns: list[Column], values: Array) -> list[Column]:
+    """With the solution as what it is."""
+    *others, last = columns
+    return [*others, last._replace(v=values)]
+
+
 class Erasing(NamedTuple):
     """What chunks [chunks, ..., C, D] erase by and what they write, but for what depends on a state."""
 
@@ -79,18 +87,7 @@ class Erasing(NamedTuple):
     reads: Row  # what it erases by
     maps: list[Array]  # of these, with each column
     L: Array  # the system that they solve, [chunks, ..., C, C]; what is below the diagonal counts
-    columns: list[Column]  # what is written; the values of the last are the solution
-
-    def solved(self, values: Array) -> list[Column]:
-        *others, last = self.columns
-        return [*others, last._replace(v=values)]
-
-
-class Solved(NamedTuple):
-    """The systems of chunks and their solutions: [chunks, ...]."""
-
-    L: Array
-    values: Array
+    columns: list[Column]  # what is written
 
 
 def chunked(c: Slice, size: int) -> Slice:
@@ -98,17 +95,24 @@ def chunked(c: Slice, size: int) -> Slice:
     return Slice(*(in_chunks(x, size) for x in c))
 
 
-def erasing(c: Slice, L: Array = None) -> Erasing:
-    """Of chunks, and their systems if these are known."""
-    scores = scores_of(c.la)
+def written(c: Slice) -> list[Column]:
+    """What chunks write; the values of the last are the solution."""
     if c.beta is not None:
-        reads, column = Row("reads", c.k, DECAYED), Column("k", c.k, None, c.beta)
-        L = scores.system(reads, column) if L is None else L
-        return Erasing(scores, reads, [L], L, [column])
-    reads, k, x = Row("reads", c.y, BEFORE), Column("k", c.k, c.v), Column("x", c.x)
+        return [Column("k", c.k, None, c.beta)]
+    return [Column("k", c.k, c.v), Column("x", c.x)]
+
+
+def erasing(c: Slice) -> Erasing:
+    """Of chunks."""
+    scores, columns = scores_of(c.la), written(c)
+    if c.beta is not None:
+        reads = Row("reads", c.k, DECAYED)
+        L = scores.system(reads, *columns)
+        return Erasing(scores, reads, [L], L, columns)
+    reads, (k, x) = Row("reads", c.y, BEFORE), columns
     ((A,),) = scores.maps([reads], [k])
-    L = into("system", torch.neg, scores.system(reads, x)) if L is None else L
-    return Erasing(scores, reads, [A, into("map of the system", torch.neg, L)], L, [k, x])
+    L = into("system", torch.neg, scores.system(reads, x))
+    return Erasing(scores, reads, [A, into("map of the system", torch.neg, L)], L, columns)
 
 
 def solution(c: Slice, e: Erasing, S: Array, query: Row | None = None) -> tuple[Array, Array, Array]:
@@ -138,17 +142,17 @@ def solution(c: Slice, e: Erasing, S: Array, query: Row | None = None) -> tuple[
     return side_by_side(rooms[0], found).reshape(*shape), o, S.reshape(*state)
 
 
-def states_before(e: Erasing, columns: list[Column], S: Array) -> Array:
-    """The states before chunks, from that before the first."""
-    n, *lead = columns[0].v.shape[:-2]
+def states_until(scores: Scores, columns: list[Column], S: Array, n: int) -> Array:
+    """The state before the first chunk, and those after the next n."""
+    lead = columns[0].v.shape[1:-2]
     shape, S = S.shape, S.reshape(-1, *S.shape[-2:])
-    states, values = Passing(e.scores, columns, lead), [list(flat(x.v, lead)) for x in columns]
-    room = memory("states", S, n, *S.shape)
-    found = places(room, n)
+    states, values = Passing(scores, columns, lead), [list(flat(x.v, lead)) for x in columns]
+    room = memory("states", S, n + 1, *S.shape)
+    found = places(room, n + 1)
     found[0] = copied(S, found[0])
-    for i in range(n - 1):
+    for i in range(n):
         found[i + 1] = states.after(i, found[i], [v[i] for v in values], found[i + 1])
-    return side_by_side(room, found).reshape(n, *shape)
+    return side_by_side(room, found).reshape(n + 1, *shape)
 
 
 def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
@@ -159,11 +163,26 @@ def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
     c = chunked(c, size)
     e, row = erasing(c), Row("query", c.q, order)
     values, o, S = solution(c, e, S, row)
-    columns = e.solved(values)
+    leave(values, size, n)
+    columns = solved(e.columns, values)
     (maps,) = e.scores.maps([row], columns)
     for P, column in zip(maps, columns, strict=True):
         o = plus_product(o, P, column.v)
     return [in_time("outputs", o, size, n)], S
+
+
+def leave(solution: Array, size: int, n: int) -> None:
+    """Of chunks, where the gradient is to find it (`steps.Saved`), if anywhere."""
+    room = lent("solution")
+    if room is not None:
+        for i, x in enumerate(solution):
+            there = room[..., i * size : (i + 1) * size, :]
+            there.copy_(x[..., : there.shape[-2], :])
+
+
+def left(size: int) -> Array:
+    """What forward has left of the solution of a slice, in chunks of `size` steps."""
+    return dense("left", in_chunks(lent("solution"), size))
 
 
 def in_time(name: Hashable, x: Array, size: int, n: int) -> Array:
@@ -182,6 +201,17 @@ def carry(c: Slice, S: Array, order: Order) -> Array:
     """The state after a slice."""
     c = chunked(c, c.v.shape[-2])
     return own(solution(c, erasing(c), S)[2])
+
+
+def carry_solved(c: Slice, S: Array, order: Order, size: int) -> Array:
+    """The state after consecutive chunks of `size` steps whose solution forward has left."""
+    values, c = left(size), chunked(c, size)
+    return own(states_until(scores_of(c.la), solved(written(c), values), S, values.shape[0])[-1])
+
+
+def chunk_length(heads: int, width: int) -> int:
+    """Steps of a chunk, for so many heads (of all batches) of keys or values that are so wide."""
+    return CHUNK_OF_TINY if heads * (width + 16) <= TINY else CHUNK
 
 
 def together(width: int, size: int) -> int:
@@ -205,7 +235,7 @@ def parallel_form(steps: Source, S: Array, order: Order, size: int) -> Result:
     c = steps.slice(0, len(steps))
     one = Slice(*(None if x is None else x[None] for x in c))
     e = erasing(one)
-    columns = e.solved(solution(one, e, S)[0])
+    columns = solved(e.columns, solution(one, e, S)[0])
     first, *others = (x._replace(k=x.key[0], v=x.v[0]) for x in columns)
     plain = c._replace(beta=None, x=None, y=None)
     outs, end = attend(plain._replace(k=first.k, v=first.v), S, order, size)
@@ -264,17 +294,18 @@ def back(e: Erasing, query: Row, of_values: list[Array], G: Array, sign: int) ->
 
 
 def delta_gradients(
-    c: Slice, S: Array, G: Array, do: Array, order: Order, size: int, known: Solved | None = None
+    c: Slice, S: Array, G: Array, do: Array, order: Order, size: int, known: Array = None
 ) -> tuple[Gradients, Array]:
     """Of consecutive chunks of `size` steps: from outputs and the end to what is written; from the solution,
     by the transposed system, to the reads; from all of these, by the maps and through the states at either
-    end, to rows and columns."""
+    end, to rows and columns. The solution may be known."""
     n = c.v.shape[-2]
     size = min(size, n)
     c, do = chunked(c, size), dense("do", in_chunks(do, size))
-    e = erasing(c, None if known is None else known.L)
-    scores, columns = e.scores, e.solved(solution(c, e, S)[0] if known is None else known.values)
-    states = states_before(e, columns, S)
+    e = erasing(c)
+    known = solution(c, e, S)[0] if known is None else known
+    scores, columns = e.scores, solved(e.columns, known)
+    states = states_until(scores, columns, S, known.shape[0] - 1)
     query = Row("query", c.q, order, do)
     (maps,) = scores.maps([query], columns)
     of_values = [product(("of values", x.name), P.mT, do) for P, x in zip(maps, columns, strict=True)]
@@ -303,16 +334,14 @@ def delta_gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tup
 
 
 def sweeps(size: int) -> tuple[BlockGradient, Carry]:
-    """The gradient and the state after consecutive chunks of `size` steps, for one sequence: the systems that
-    the first sweep solves are kept for the second, with what solves them."""
-    kept: list[Solved] = []
+    """The gradient and the state after consecutive chunks of `size` steps, for one sequence: what solves the
+    systems is kept from the first sweep for the second."""
+    kept: list[Array] = []
 
     def forward(c: Slice, S: Array, order: Order) -> Array:
         c = chunked(c, min(size, c.v.shape[-2]))
-        e = erasing(c)
-        values, _, S = solution(c, e, S)
-        # Solved transposed from here on, for which columns are to lie side by side.
-        kept.append(Solved(copied(e.L.mT).mT, own(values)))
+        values, _, S = solution(c, erasing(c), S)
+        kept.append(own(values))
         return own(S)
 
     def gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
@@ -321,9 +350,21 @@ def sweeps(size: int) -> tuple[BlockGradient, Carry]:
     return gradient, forward
 
 
-def vjp(steps: Steps, S: Array, do: Array, dS: Array, order: Order, size: int) -> tuple[Gradients, Array]:
+def from_saved(size: int) -> tuple[BlockGradient, Carry]:
+    """The same from what forward has left."""
+
+    def gradient(c: Slice, S: Array, G: Array, do: Array, order: Order) -> tuple[Gradients, Array]:
+        return delta_gradients(c, S, G, do, order, size, left(min(size, c.v.shape[-2])))
+
+    return gradient, functools.partial(carry_solved, size=size)
+
+
+def vjp(
+    steps: Steps, S: Array, do: Array, dS: Array, order: Order, size: int, saved: Saved | None = None
+) -> tuple[Gradients, Array]:
     """`gradients.vjp` in chunks of this size."""
-    return gradients.vjp(steps, S, do, dS, order, _block(steps, size), *sweeps(size))
+    block, carry = sweeps(size) if saved is None else from_saved(size)
+    return gradients.vjp(steps, S, do, dS, order, _block(steps, size), block, carry, saved)
 
 
 GRADIENTS: dict[str, BlockGradient] = {"chunk": delta_gradient, "recurrent": walk_gradient}

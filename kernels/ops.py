@@ -6,6 +6,7 @@ differentiates the torch formula, so that derivatives of every order exist with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -148,7 +149,8 @@ def _problem(x: Operands) -> Problem:
 
 
 def _chunk(x: Operands) -> int:
-    return delta.CHUNK if x.erases else CHUNK
+    b, _, h, V = x.v.shape
+    return delta.chunk_length(b * h, max(x.k.shape[3], V)) if x.erases else CHUNK
 
 
 def form_of(x: Operands, o: Options) -> str:
@@ -168,29 +170,48 @@ def _block(x: Operands, o: Options, form: str, gradient: bool = False) -> int:
 def _every(x: Operands, o: Options) -> int:
     """Steps between the states that torch's forward leaves for the gradient; 0 where it leaves none, as the
     gradient's blocks are no parts of its own."""
-    form = form_of(x, o) if o.save and not x.erases else ""
-    if form not in ("chunk", "recurrent", "scan"):
+    form = form_of(x, o) if o.save else ""
+    if form not in (("chunk",) if x.erases else ("chunk", "recurrent", "scan")):
         return 0
     b, _, h, V = x.v.shape
     K, size = x.k.shape[3], _block(x, o, form)
-    return apart(forms.together(b * h * max(K, V), size) if form == "chunk" else size, K)
+    if form == "chunk":
+        size = (delta if x.erases else forms).together(b * h * max(K, V), size)
+    return apart(size, K, 1 if x.erases else 2)
 
 
-def saved_shape(x: Operands, every: int) -> tuple[int, ...]:
+def _states_shape(x: Operands, every: int) -> tuple[int, ...]:
     """Of the states after every so many steps, one sequence after the other."""
-    if not every:
-        return (0,)
     packed, (b, h, k, v) = x.cu_seqlens is not None, state_shape(x)
     # That after the last step is no one's start; packed sequences may end anywhere.
     n = (x.v.shape[1] if packed else max(0, x.v.shape[1] - 1)) // every
     return n, 1 if packed else b, h, k, v
 
 
-def _per_segment(saved: Tensor | None, every: int, segments: list[tuple[int, int]]) -> list[Saved | None]:
+def saved_shape(x: Operands, every: int) -> tuple[int, ...]:
+    """Of what forward leaves for the gradient: states, and where steps erase, in one row with these, what
+    solves the systems."""
+    if not every:
+        return (0,)
+    states = _states_shape(x, every)
+    return (math.prod(states) + x.v.numel(),) if x.erases else states
+
+
+def _per_segment(
+    saved: Tensor | None, x: Operands, every: int, segments: list[tuple[int, int]]
+) -> list[Saved | None]:
     if saved is None:
         return [None for _ in segments]
+    solution: Tensor | None = None
+    if x.erases:
+        shape = _states_shape(x, every)
+        saved, solution = saved.split([math.prod(shape), x.v.numel()])
+        saved, solution = saved.view(shape), solution.view(x.v.shape)
     many = [max(0, stop - start - 1) // every for start, stop in segments]
-    return [Saved(every, states) for states in saved[: sum(many)].split(many)]
+    return [
+        Saved(every, states, None if solution is None else solution[:, start:stop])
+        for states, (start, stop) in zip(saved[: sum(many)].split(many), segments, strict=True)
+    ]
 
 
 def _without_resets(x: Operands) -> tuple[Operands, Tensor | None]:
@@ -293,7 +314,7 @@ def torch_forward(x: Operands, o: Options) -> tuple[Tensor, Tensor, Tensor | Non
     out, states, segments = new(x.v, *x.v.shape), [], _segments(x)
     every = _every(x, o)
     kept = new(x.v, *saved_shape(x, every), dtype=dtype) if every else None
-    saved = _per_segment(kept, every, segments)
+    saved = _per_segment(kept, x, every, segments)
     with _full_precision(x.v.device, o.precision):
         for n, (start, stop) in enumerate(segments):
             state = _initial(x, n, dtype)
@@ -329,17 +350,17 @@ def torch_backward(
     size = _block(x, o, kind, True)
     found: list[Gradients] = []
     states, segments = [], _segments(x)
-    saved = _per_segment(kept, 0 if kept is None else _every(x, o), segments)
+    saved = _per_segment(kept, x, 0 if kept is None else _every(x, o), segments)
     with _full_precision(x.v.device, o.precision):
         do, dstate = do.to(dtype), dstate.to(dtype)
         for n, (start, stop) in enumerate(segments):
             G = dstate if x.cu_seqlens is None else dstate[n : n + 1]
             if stop > start:
-                steps = _steps(x, o, start, stop, dtype, resets)
+                steps = _steps(x, o, start, stop, dtype, resets, saved=saved[n])
                 S = _initial(x, n, dtype)
                 with reusing(reuse):
                     if x.erases and kind == "chunk":
-                        g, G = delta.vjp(steps, S, do[:, start:stop], G, order, size)
+                        g, G = delta.vjp(steps, S, do[:, start:stop], G, order, size, saved[n])
                     else:
                         g, G = gradients.vjp(
                             steps, S, do[:, start:stop], G, order, size, block, carry, saved[n], wanted

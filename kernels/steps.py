@@ -75,10 +75,12 @@ def wants_decays(wanted: Wanted) -> bool:
 
 class Saved(NamedTuple):
     """States [n, B, H, K, V] that forward leaves for the gradient: after `every` steps, and so many again.
-    That at the end is none of them."""
+    That at the end is none of them. Where steps erase, chunks leave the solutions of their systems too,
+    [B, T, H, V], by the order in which time is walked."""
 
     every: int
     states: Array
+    solution: Array = None
 
 
 class Steps:
@@ -88,8 +90,8 @@ class Steps:
     the log-decay is dt·A, and where `resets` ([H,K] bool) it is -inf for dt > 0, whatever A. log_decay_v
     is None, [H,V] or [B,T,H,V]; beta is None or [B,T,H]; x and y are None or [B,T,Hx,K]. `dtype` is what
     slices are computed in (None keeps them as they are); `reverse` walks time from the end. Outputs go to
-    `out` [B,T,H,V], and states to `saved`, where these are given. With `apart` dt·A without resets is handed
-    out as a `Product`.
+    `out` [B,T,H,V], states and solutions to `saved`, where these are given; a gradient has them from there.
+    With `apart` dt·A without resets is handed out as a `Product`.
     """
 
     def __init__(
@@ -206,6 +208,8 @@ class Steps:
         x, y = (None if z is None else self._spread(self._cut(z, i, j)) for z in (self.x, self.y))
         if self.out is not None and self.out.dtype == v.dtype and not self.reverse:
             lend("outputs", self.out[:, i:j].transpose(1, 2))
+        if self.saved is not None and self.saved.solution is not None:
+            lend("solution", self.saved.solution[:, i:j].transpose(1, 2))
         return Slice(q, k, v, la, lb, beta, x, y)
 
     def cut_like_values(self, x: Array, i: int, j: int) -> Array:

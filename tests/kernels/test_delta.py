@@ -226,6 +226,11 @@ def test_one_step_that_reflects_counts_for_all_chunks_at_once(reflected):
     assert system.dtype == (torch.float32 if reflected is None else torch.float64)
 
 
+def test_few_tiny_heads_have_longer_chunks():
+    assert delta.chunk_length(4, 8) == delta.chunk_length(1, 128) == 64
+    assert delta.chunk_length(16, 8) == delta.chunk_length(8, 64) == delta.chunk_length(8, 128) == 32
+
+
 @pytest.mark.parametrize("kind", ["beta", "erase"])
 def test_steps_are_the_sequence(kind):
     torch.manual_seed(6)

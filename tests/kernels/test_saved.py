@@ -1,5 +1,6 @@
 """States that forward leaves for the gradient: which, and that they are the ones a sweep would find."""
 
+import functools
 from itertools import pairwise
 
 import pytest
@@ -57,9 +58,42 @@ def test_the_gradient_from_saved_states(form, reverse, T, K, offsets, monkeypatc
     assert carried[0] == 0 or carried[1] < carried[0]
 
 
-def test_at_most_twice_the_numbers_of_the_values():
+def erasing(kind, T, K, offsets=None, **options):
+    x, o = problem(T, K, offsets, **options)
+    g = torch.Generator().manual_seed(1)
+    a, b = (torch.nn.functional.normalize(y, dim=-1) for y in (x.k, x.q))
+    if kind == "beta":
+        return x._replace(k=a, beta=2 * torch.rand(1, T, 2, generator=g, dtype=torch.float64)), o
+    return x._replace(erase_x=-a, erase_y=b), o
+
+
+@pytest.mark.parametrize("kind", ["beta", "erase"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "T, K, offsets",
+    [(n, 3, None) for n in (0, 3, 64, 65, 203)] + [(500, 300, None), (257, 3, [0, 64, 64, 133, 257])],
+)
+def test_the_gradient_from_saved_solutions(kind, reverse, T, K, offsets, monkeypatch):
+    """No system is solved again but by columns, for the gradient; states between those saved are found."""
+    x, o = erasing(kind, T, K, offsets, reverse=reverse)
+    _, _, kept = ops.torch_forward(x, o)
+    assert kept.shape == ops.saved_shape(x, ops._every(x, o))
+    do, dS = torch.randn_like(x.v), torch.randn_like(x.initial_state)
+    swept = ops.torch_backward(do, dS, x, o)
+
+    def never(*_):
+        raise AssertionError("solved again")
+
+    monkeypatch.setattr(ops.delta, "solution", never)
+    found = ops.torch_backward(do, dS, x, o, kept)
+    for a, b in zip((*found[0], found[1]), (*swept[0], swept[1]), strict=True):
+        assert a is b is None or torch.allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("make", [problem, functools.partial(erasing, "beta")])
+def test_at_most_twice_the_numbers_of_the_values(make):
     for K, T in ((3, 500), (40, 500), (300, 5000)):
-        x, o = problem(T, K)
+        x, o = make(T, K)
         assert ops.torch_forward(x, o)[2].numel() <= 2 * x.v.numel()
 
 
@@ -67,6 +101,9 @@ def test_nothing_is_saved_without_a_gradient_or_where_blocks_differ():
     x, o = problem(100, 3)
     assert ops.torch_forward(x, o._replace(save=False))[2] is None
     assert ops.torch_forward(x, o._replace(form="parallel"))[2] is None
+    x, o = erasing("beta", 100, 3)
+    for form in ("parallel", "recurrent"):
+        assert ops.torch_forward(x, o._replace(form=form))[2] is None
 
 
 @pytest.mark.parametrize("form", ["chunk", "recurrent"])
