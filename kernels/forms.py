@@ -21,7 +21,18 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from .decays import exp
-from .memory import copied, increased, into, matmul, memory, once, plus_product, scaled, times
+from .memory import (
+    copied,
+    increased,
+    into,
+    lowered,
+    matmul,
+    memory,
+    once,
+    plus_product,
+    scaled,
+    times,
+)
 from .order import Order
 from .scan import scan
 from .steps import Array, Slice
@@ -124,7 +135,7 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
         added = x if order.query_decayed else later(x)
         first = (0 if order.key_decayed else -1) - (0 if order.query_decayed else 1)
         added = into("added", copied, added.expand(*x.shape[:-1], n))
-        below = into("added below", torch.tril, added, first)
+        below = lowered(added, first)
         return into("segment sums", torch.cumsum, below, -2)[..., None]
     r = _rows(n, x)
     t = r[i:, None]
@@ -134,9 +145,10 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
     return suffix(y, order.key_decayed)
 
 
-def causal(P: Array, i: int, order: Order, **into: Any) -> Array:
-    """A map [..., n-i, n] of queries t = i.. on all keys, with zeros where they do not see the key."""
-    return torch.tril(P, i - 1 if order.strict else i, **into)
+def causal(P: Array, i: int, order: Order) -> Array:
+    """A map [..., n-i, n] of queries t = i.. on all keys, with zeros where they do not see the key; in its
+    place."""
+    return lowered(P, i - 1 if order.strict else i)
 
 
 def cut(c: Slice, i: int, j: int) -> Slice:
@@ -252,9 +264,9 @@ def values_differ(lb: Array) -> bool:
 def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Array, Array, Array]:
     """Of decays that all channels share: of all pairs, since the start, until the end, and all."""
     lb = in_chunks(lb, size)
-    W = into("weights of pairs", exp, segment_sums(lb, 0, order)[..., 0])
     since, until = prefix_weight(lb, order.query_decayed), suffix_weight(lb, order.key_decayed)
-    return into("weights", causal, W, 0, order), since, until, exp(total(lb))
+    W = causal(into("weights of pairs", exp, segment_sums(lb, 0, order)[..., 0]), 0, order)
+    return W, since, until, exp(total(lb))
 
 
 def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int, keep: bool = False) -> Map:
@@ -264,8 +276,8 @@ def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int,
         return Map(P, P, None, None, None, keys, None, levels)
     products, keys = matmul("products", q, k.mT), Side(q, k, None)
     if lb is None:
-        P = into("map", causal, products, 0, order)
-        return Map(P, products, None, None, None, keys, None, [])
+        P = causal(products, 0, order)
+        return Map(P, P, None, None, None, keys, None, [])
     W, since, until, every = once(_shared_weights, lb, size, order)
     return Map(into("map", torch.mul, products, W), products, W, since, until, keys, every, [])
 

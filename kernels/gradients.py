@@ -42,7 +42,7 @@ from .forms import (
     values_differ,
     weighted,
 )
-from .memory import copied, into, matmul, memory, plus_product, reuses, scaled, times
+from .memory import copied, into, lowered, matmul, memory, plus_product, reuses, scaled, times
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
@@ -135,7 +135,7 @@ def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> 
     keys before it (or up to it), queries from it on (or after it); [..., C, 1]."""
     keys = into("pairs before", torch.cumsum, pairs, -1)
     first = (0 if query_decayed else -1) - (0 if key_decayed else 1)
-    found = torch.sum(into("straddling", torch.tril, keys, first), -2)[..., None]
+    found = torch.sum(lowered(keys, first), -2)[..., None]
     return found if key_decayed else later(found)
 
 
@@ -152,7 +152,7 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
     dq, dk, dv = outside.q, outside.k, outside.v
     db: Array = None
     if x.b is None:
-        dP = into("of products", causal, dP, 0, order)
+        dP = causal(dP, 0, order)
     else:
         dP, dv = into("of products", torch.mul, dP, m.weights), scaled(dv, m.until)
     if x.decays and x.b is not None:
