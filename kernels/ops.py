@@ -18,7 +18,7 @@ from . import checks, delta, forms, gradients, numba_core, triton_core
 from .choose import Problem, apart, choose_form, parallel_block, scan_block, walk_block
 from .memory import new, reusing
 from .order import READS
-from .steps import ALL, Gradients, Saved, Steps, Wanted
+from .steps import ALL, Gradients, Saved, Steps, Wanted, width
 
 CHUNK = 64
 # The parallel form has the gradient of the chunk form: its own would need T×T weights again.
@@ -171,9 +171,8 @@ def _every(x: Operands, o: Options) -> int:
     form = form_of(x, o) if o.save and not x.erases else ""
     if form not in ("chunk", "recurrent", "scan"):
         return 0
-    b, _, h, V = x.v.shape
     K, size = x.k.shape[3], _block(x, o, form)
-    return apart(forms.together(b * h * max(K, V), size) if form == "chunk" else size, K)
+    return apart(forms.together(width(x), size) if form == "chunk" else size, K)
 
 
 def saved_shape(x: Operands, every: int) -> tuple[int, ...]:
