@@ -15,13 +15,24 @@ state [..., K, V]. Each form returns the outputs as a list of consecutive pieces
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, Protocol
 
 import torch
 
 from .decays import exp
-from .memory import copied, increased, into, matmul, memory, once, plus_product, scaled, times
+from .memory import (
+    copied,
+    increased,
+    into,
+    lowered,
+    matmul,
+    memory,
+    once,
+    plus_product,
+    scaled,
+    times,
+)
 from .order import Order
 from .scan import scan
 from .steps import Array, Slice
@@ -124,7 +135,7 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
         added = x if order.query_decayed else later(x)
         first = (0 if order.key_decayed else -1) - (0 if order.query_decayed else 1)
         added = into("added", copied, added.expand(*x.shape[:-1], n))
-        below = into("added below", torch.tril, added, first)
+        below = lowered(added, first)
         return into("segment sums", torch.cumsum, below, -2)[..., None]
     r = _rows(n, x)
     t = r[i:, None]
@@ -134,9 +145,10 @@ def segment_sums(x: Array, i: int, order: Order) -> Array:
     return suffix(y, order.key_decayed)
 
 
-def causal(P: Array, i: int, order: Order, **into: Any) -> Array:
-    """A map [..., n-i, n] of queries t = i.. on all keys, with zeros where they do not see the key."""
-    return torch.tril(P, i - 1 if order.strict else i, **into)
+def causal(P: Array, i: int, order: Order) -> Array:
+    """A map [..., n-i, n] of queries t = i.. on all keys, with zeros where they do not see the key; in its
+    place."""
+    return lowered(P, i - 1 if order.strict else i)
 
 
 def cut(c: Slice, i: int, j: int) -> Slice:
@@ -252,9 +264,9 @@ def values_differ(lb: Array) -> bool:
 def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Array, Array, Array]:
     """Of decays that all channels share: of all pairs, since the start, until the end, and all."""
     lb = in_chunks(lb, size)
-    W = into("weights of pairs", exp, segment_sums(lb, 0, order)[..., 0])
     since, until = prefix_weight(lb, order.query_decayed), suffix_weight(lb, order.key_decayed)
-    return into("weights", causal, W, 0, order), since, until, exp(total(lb))
+    W = causal(into("weights of pairs", exp, segment_sums(lb, 0, order)[..., 0]), 0, order)
+    return W, since, until, exp(total(lb))
 
 
 def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int, keep: bool = False) -> Map:
@@ -264,10 +276,46 @@ def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int,
         return Map(P, P, None, None, None, keys, None, levels)
     products, keys = matmul("products", q, k.mT), Side(q, k, None)
     if lb is None:
-        P = into("map", causal, products, 0, order)
-        return Map(P, products, None, None, None, keys, None, [])
+        P = causal(products, 0, order)
+        return Map(P, P, None, None, None, keys, None, [])
     W, since, until, every = once(_shared_weights, lb, size, order)
     return Map(into("map", torch.mul, products, W), products, W, since, until, keys, every, [])
+
+
+def joins_heads(keys: Side, v: Array) -> bool:
+    """Whether heads share queries and keys, so that values [..., H, C, V] of all go through one state
+    [..., 1, K, H V], side by side."""
+    return keys.reads.shape[-3] == keys.writes.shape[-3] == 1 < v.shape[-3]
+
+
+def _heads_last(x: Array) -> Array:
+    return None if x is None else x.transpose(-3, -2)
+
+
+def joined(x: Array) -> Array:
+    """Values or states of heads [..., H, C, V] as one, [..., 1, C, H V]."""
+    x = _heads_last(x)
+    return x.reshape(*x.shape[:-3], 1, x.shape[-3], x.shape[-2] * x.shape[-1])
+
+
+def parted(x: Array, heads: int) -> Array:
+    """`joined` the other way round."""
+    return _heads_last(x.reshape(*x.shape[:-3], x.shape[-2], heads, x.shape[-1] // heads))
+
+
+def of_values(name: Hashable, x: Array, w: Array, join: bool) -> Array:
+    """x ∘ w, of all heads as one if they join."""
+    if not join:
+        return times(name, x, w)
+    return joined(_heads_last(times(name, _heads_last(x), _heads_last(w))))
+
+
+def side_of_values(m: Map, reads: Array, v: Array, join: bool) -> Side:
+    """Of values, by what reads them: what is written, and all decays."""
+    total = m.total
+    if join and total is not None:
+        total = joined(total.expand(*total.shape[:-1], v.shape[-1]))
+    return Side(reads, of_values("written", v, m.until, join), total)
 
 
 def at(x: Array, i: int) -> Array:
@@ -294,19 +342,23 @@ def chunks(c: Slice, S: Array, order: Order, size: int) -> Result:
     q, k, v = (in_chunks(x, size) for x in (c.q, c.k, c.v))
     inside: Array = None
     P: Array = None
+    join = False
     if values_differ(lb):
         inside, keys, values = tree(q, k, v, in_chunks(la, size), in_chunks(lb, size), order)
     else:
         m = chunk_map(q, k, la, lb, order, size)
-        P, keys, values = m.map, m.keys, Side(m.since, times("written", v, m.until), m.total)
-    outs, n, room = [], c.v.shape[-2], memory("state", S, *S.shape)
+        P, keys, join = m.map, m.keys, joins_heads(m.keys, v)
+        values = side_of_values(m, m.since, v, join)
+    S = joined(S) if join else S
+    outs, n, heads, room = [], c.v.shape[-2], v.shape[-3], memory("state", S, *S.shape)
     for i in range(v.shape[0]):
-        o = scaled(into(("o", i), torch.matmul, keys.reads[i], S), at(values.reads, i))
+        o = into(("o", i), torch.matmul, keys.reads[i], S)
+        o = scaled(parted(o, heads) if join else o, at(values.reads, i))
         o = plus_product(o, P[i], v[i]) if inside is None else increased(o, inside[i])
         totals = at(keys.total, i), at(values.total, i)
         S = next_state(S, *totals, keys.writes[i], values.writes[i], room)
         outs.append(o[..., : min(size, n - i * size), :])
-    return outs, S
+    return outs, parted(S, heads) if join else S
 
 
 def chunk(c: Slice, S: Array, order: Order) -> tuple[Array, Array]:
@@ -322,7 +374,7 @@ Body = Callable[[Slice, Array, Order], tuple[Array, Array]]
 
 # The numbers of an operand that a block of several chunks has: enough to be worth the calls, few enough for a
 # cache. And the most chunks.
-TOGETHER, MOST_TOGETHER = 1 << 18, 4
+TOGETHER, MOST_TOGETHER = 9 << 15, 4
 
 
 def in_blocks(steps: Source, S: Array, order: Order, size: int, body: Body) -> Result:

@@ -32,17 +32,22 @@ from .forms import (
     chunk_map,
     cut,
     decay_state,
+    joined,
+    joins_heads,
     later,
     next_state,
+    of_values,
+    parted,
     prefix,
     read_state,
+    side_of_values,
     sides,
     suffix,
     together,
     values_differ,
     weighted,
 )
-from .memory import copied, into, matmul, memory, plus_product, reuses, scaled, times
+from .memory import copied, into, lowered, matmul, memory, plus_product, reuses, scaled
 from .order import Order
 from .scan import end
 from .scan_gradient import scan_gradient
@@ -85,7 +90,8 @@ class Chunks(NamedTuple):
 
 class Outside(NamedTuple):
     """Gradients through the states at both ends of chunks, as chunks hand them down: of queries, outputs'
-    weights, keys, values and log-decays."""
+    weights, keys, values and log-decays. Where all values decay alike also the sums of queries and keys over
+    their gradients, for each head, [..., C, 1]."""
 
     q: Array
     out: Array
@@ -93,15 +99,25 @@ class Outside(NamedTuple):
     v: Array
     a: Array
     b: Array
+    reads: Array
+    writes: Array
 
 
 # Gradients of q, k, v and log-decays of chunks.
 Found = tuple[Array, Array, Array, Array, Array]
 
 
+def _summed(x: Array, y: Array) -> Array:
+    """The sum of products over channels."""
+    return torch.sum(into("x dx", torch.mul, x, y), -1, True)
+
+
 def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[Outside, Array]:
     """And the gradient of the state before the first chunk. values.reads: gradients of outputs, weighed."""
-    q, k, do, v, n = keys.reads, keys.writes, values.reads, values.writes, x.v.shape[0]
+    q, k, do, v, (n, *_, heads, _, _) = keys.reads, keys.writes, values.reads, values.writes, x.v.shape
+    join = do.shape[-3] < heads
+    if join:
+        S, G = joined(S), joined(G)
     totals = [(at(keys.total, i), at(values.total, i)) for i in range(n)]
     rooms = [memory(name, like, n, *like.shape) for name, like in (("before", S), ("after", G))]
     before, after = (list[Array]([None] * n if room is None else room) for room in rooms)
@@ -110,24 +126,37 @@ def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[O
         before[i] = next_state(before[i - 1], *totals[i - 1], k[i - 1], v[i - 1], before[i])
     for i in reversed(range(1, n)):
         after[i - 1] = next_state(after[i], *totals[i], q[i], do[i], after[i - 1])
-    start = next_state(after[0], *totals[0], q[0], do[0], None)
+    start = next_state(after[0], *totals[0], q[0], do[0], memory("start", G, *G.shape))
     S, G = (
         torch.stack(xs) if room is None else room for room, xs in zip(rooms, (before, after), strict=True)
     )
+    if join:  # many columns: faster the other way round
+        dq, dk = matmul("dq", S, do.mT).mT, matmul("dk", G, v.mT).mT
+    else:
+        dq, dk = matmul("dq", do, S.mT), matmul("dk", v, G.mT)
+    dv = matmul("dv", k, G)
     of_a: Array = None
     of_b: Array = None
     out: Array = None
+    reads: Array = None
+    writes: Array = None
+    if values_differ(x.b) or (join and x.decays and x.b is not None):
+        out = matmul("read", q, S)
     if x.decays and (x.a is not None or x.b is not None):
         pairs = into("passing", torch.mul, S, G)
     if x.decays and x.a is not None:
         of_a = weighted(torch.sum(weighted(pairs, values.total), -1)[..., None, :], keys.total)
     if x.decays and x.b is not None:
         of_b = torch.sum(pairs if keys.total is None else pairs * keys.total.mT, -2, True)
-        of_b = _like(of_b, values.total) * values.total
-    if values_differ(x.b):
-        out = matmul("read", q, S)
-    dq, dk = matmul("dq", do, S.mT), matmul("dk", v, G.mT)
-    return Outside(dq, out, dk, matmul("dv", k, G), of_a, of_b), start
+        of_b = _like(parted(of_b * values.total, heads), x.b) if join else _like(of_b, x.b) * values.total
+        if not values_differ(x.b):
+            # A query times its gradient is the output's times what it read, a key times its own a value
+            # times its own.
+            reads = _summed(*(parted(z, heads) for z in (do, out))) if join else _summed(x.q, dq)
+            writes = _summed(*(parted(z, heads) for z in (v, dv))) if join else _summed(x.k, dk)
+    if join:
+        dv, start = parted(dv, heads), parted(start, heads)
+    return Outside(dq, out, dk, dv, of_a, of_b, reads, writes), start
 
 
 def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> Array:
@@ -135,7 +164,7 @@ def straddling(pairs: Array, query_decayed: bool, key_decayed: bool = False) -> 
     keys before it (or up to it), queries from it on (or after it); [..., C, 1]."""
     keys = into("pairs before", torch.cumsum, pairs, -1)
     first = (0 if query_decayed else -1) - (0 if key_decayed else 1)
-    found = torch.sum(into("straddling", torch.tril, keys, first), -2)[..., None]
+    found = torch.sum(lowered(keys, first), -2)[..., None]
     return found if key_decayed else later(found)
 
 
@@ -152,20 +181,19 @@ def _where_all_decay_alike(x: Chunks, m: Map, outside: Outside, order: Order) ->
     dq, dk, dv = outside.q, outside.k, outside.v
     db: Array = None
     if x.b is None:
-        dP = into("of products", causal, dP, 0, order)
+        dP = causal(dP, 0, order)
     else:
         dP, dv = into("of products", torch.mul, dP, m.weights), scaled(dv, m.until)
     if x.decays and x.b is not None:
         pairs = into("pairs", torch.mul, dP, m.products)
-        reads, writes = (torch.sum(into("x dx", torch.mul, *z), -1, True) for z in ((x.q, dq), (x.k, dk)))
         db = (
             outside.b
-            + suffix(reads, order.query_decayed)
-            + prefix(writes, order.key_decayed)
+            + suffix(outside.reads, order.query_decayed)
+            + prefix(outside.writes, order.key_decayed)
             + straddling(pairs, order.query_decayed, order.key_decayed)
         )
-    if x.q.shape[-3] == x.k.shape[-3] == 1 < dP.shape[-3]:  # heads that share both: one product for all
-        dq, dk, dP = (torch.sum(z, -3, True) for z in (dq, dk, dP))
+    if dq.shape[-3] < dP.shape[-3]:  # heads that share queries and keys: one product for all
+        dP = torch.sum(dP, -3, True)
     dq, dk = plus_product(dq, dP, x.k), plus_product(dk, dP.mT, x.q)
     return dq, dk, plus_product(dv, m.map.mT, x.do), None, db
 
@@ -197,7 +225,8 @@ def chunk_gradients(
         found = _where_values_differ(x, both, outside, order)
     else:
         m = chunk_map(x.q, x.k, la, lb, order, size, keep=True)
-        values = Side(times("asked", x.do, m.since), times("written", x.v, m.until), m.total)
+        join = joins_heads(m.keys, x.v)
+        values = side_of_values(m, of_values("asked", x.do, m.since, join), x.v, join)
         outside, start = _outside(x, S, G, m.keys, values)
         found = (_where_all_decay_alike if la is None else _where_keys_decay)(x, m, outside, order)
     pieces, n = [], c.v.shape[-2]

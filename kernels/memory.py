@@ -179,7 +179,7 @@ def plus_product(x: Any, a: Any, b: Any) -> Any:
     if _here.kept is None:
         return x + a @ b
     if not x.is_contiguous():
-        return x.add_(a @ b)
+        return x.add_(into("product", torch.matmul, a, b))
     lead = x.shape[:-2]
     a, b = (z.expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in (a, b))
     x.view(-1, *x.shape[-2:]).baddbmm_(a, b)

@@ -19,7 +19,7 @@ from . import checks, delta, forms, gradients, numba_core, triton_core
 from .choose import Problem, apart, choose_form, parallel_block, scan_block, walk_block
 from .memory import new, reusing
 from .order import READS
-from .steps import ALL, Gradients, Saved, Steps, Wanted
+from .steps import ALL, Gradients, Saved, Steps, Wanted, width
 
 CHUNK = 64
 # The parallel form has the gradient of the chunk form: its own would need T×T weights again.
@@ -173,10 +173,9 @@ def _every(x: Operands, o: Options) -> int:
     form = form_of(x, o) if o.save else ""
     if form not in (("chunk",) if x.erases else ("chunk", "recurrent", "scan")):
         return 0
-    b, _, h, V = x.v.shape
     K, size = x.k.shape[3], _block(x, o, form)
     if form == "chunk":
-        size = (delta if x.erases else forms).together(b * h * max(K, V), size)
+        size = (delta if x.erases else forms).together(width(x), size)
     return apart(size, K, 1 if x.erases else 2)
 
 

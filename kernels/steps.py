@@ -83,6 +83,15 @@ class Saved(NamedTuple):
     solution: Array = None
 
 
+def width(x: Any) -> int:
+    """Numbers per step of the widest operand of a `Steps`, or of what has the same, with its heads: one of
+    queries and keys that all share, if nothing tells heads apart before these read and write."""
+    B, _, H, V = x.v.shape
+    differ = x.erases or x.outer is not None or (x.log_decay is not None and x.log_decay.ndim == 4)
+    shared = x.q.shape[2] == x.k.shape[2] == 1 and not differ
+    return B * max((1 if shared else H) * x.k.shape[-1], H * V)
+
+
 class Steps:
     """Operands in the public layout: q [B,T,Hq,K], k [B,T,Hk,K], v [B,T,H,V].
 
@@ -128,8 +137,11 @@ class Steps:
 
     @property
     def width(self) -> int:
-        """Numbers per step of the widest operand, with its heads."""
-        return self.batch * self.heads * max(self.k.shape[-1], self.v.shape[-1])
+        return width(self)
+
+    @property
+    def erases(self) -> bool:
+        return self.beta is not None or self.x is not None
 
     def _cast(self, x: Array) -> Array:
         return x if self.dtype is None else x.to(self.dtype)

@@ -1,5 +1,6 @@
 """Memory that results use again: whose it is, and for how long."""
 
+import pytest
 import torch
 
 from mixerzoo.kernels import memory, recurrence
@@ -66,3 +67,22 @@ def test_outputs_of_reversed_time_lie_where_their_steps_do():
         got = recurrence(q, k, v, decay, form=form, reverse=True)[0]
         want = recurrence(q.flip(1), k.flip(1), v.flip(1), decay, form=form)[0].flip(1)
         assert torch.allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [None, "constant", "scalar"])
+def test_states_of_heads_that_share_queries_and_keys_pass_through_blocks(decay):
+    """One state for all heads' values, handed from block to block and back."""
+    g = torch.Generator().manual_seed(0)
+    shapes = (2, 330, 1, 20), (2, 330, 1, 20), (2, 330, 3, 24), (2, 3, 20, 24)
+    operands = [torch.randn(*s, generator=g, dtype=torch.float64, requires_grad=True) for s in shapes]
+    if decay is not None:
+        sizes = (3,) if decay == "constant" else (2, 330, 3)
+        operands.append((-torch.rand(*sizes, generator=g, dtype=torch.float64)).requires_grad_())
+    found = []
+    for form in ("recurrent", "chunk"):
+        q, k, v, S, *la = operands
+        o, end = recurrence(q, k, v, *la, initial_state=S, form=form)
+        loss = (o * o.detach().cos()).sum() + (end * end.detach().sin()).sum()
+        found.append([o, end, *torch.autograd.grad(loss, operands)])
+    for want, got in zip(*found, strict=True):
+        assert torch.allclose(got, want, rtol=1e-10, atol=1e-10)
