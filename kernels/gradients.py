@@ -113,7 +113,8 @@ def _summed(x: Array, y: Array) -> Array:
 
 
 def _outside(x: Chunks, S: Array, G: Array, keys: Side, values: Side) -> tuple[Outside, Array]:
-    """And the gradient of the state before the first chunk. values.reads: gradients of outputs, weighed."""
+    """And the gradient of the state before the first chunk, in memory that the next call takes.
+    values.reads: gradients of outputs, weighed."""
     q, k, do, v, (n, *_, heads, _, _) = keys.reads, keys.writes, values.reads, values.writes, x.v.shape
     join = do.shape[-3] < heads
     if join:

@@ -21,6 +21,7 @@ from mixerzoo.equivalence.theorem import Budget, Counterexample, Side, Tally
 from mixerzoo.equivalence.theorems import catalogue, delta_rounding, rounding
 from mixerzoo.equivalence.theorems.problems import Problem, steps
 from mixerzoo.kernels import delta, forms, gradients, scores
+from mixerzoo.kernels.memory import copied
 from mixerzoo.kernels.steps import Gradients
 
 X, Y = np.random.default_rng(0).standard_normal((2, 5, 6, 7)).astype(np.float32).astype(np.float64)
@@ -224,12 +225,13 @@ def test_subtracted_sums_exceed_their_roundings(form, monkeypatch):
 
 def subtracting_gradient(c, S, G, do, order):
     """dlog a as a difference of two cumulative sums, of q∘dq and of k∘dk."""
+    kept = copied(G)  # whose memory the gradient at the start may take
     g, start = gradients.chunk_gradient(c, S, G, do, order)
     end = forms.chunk(c, S, order)[1]
     if c.la is None:
         return g, start
     difference = forms.suffix(c.q * g.q, order.query_decayed) - forms.suffix(c.k * g.k, not order.key_decayed)
-    la = gradients._like(difference + (end * G).sum(-1)[..., None, :], c.la)
+    la = gradients._like(difference + (end * kept).sum(-1)[..., None, :], c.la)
     return Gradients(g.q, g.k, g.v, la, g.lb), start
 
 
