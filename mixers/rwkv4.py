@@ -24,7 +24,7 @@ def attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: MixerState, tokens
     Where keys differ by little, one m serves all tokens and decays stay constant; else it follows them."""
     assert state.recurrent is not None and state.stabiliser is not None
     log_f = -w
-    found = level(log_f, k, state.stabiliser, tokens)
+    found = level(log_f, k, state.stabiliser, tokens, v.dtype)
     if found is None or not bool((u.abs() <= BONUS).all()):
         s = stabilise(log_f.expand_as(k), k, state.stabiliser, tokens)
         past = torch.sigmoid(s.ago - u)  # the share of what was before

@@ -6,6 +6,7 @@ right padding and packed sequences as `Tokens` has them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -213,15 +214,16 @@ RANGE = 30.0
 
 
 @torch.no_grad()
-def level(log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens) -> Level | None:
+def level(log_f: Tensor, log_i: Tensor, start: Tensor, tokens: Tokens, dtype: torch.dtype) -> Level | None:
     """One m in place of `stabilise`'s, where writes differ by so little that no other is needed; None where
-    there is none. Decays stay what they were: constant, here log f [...] <= 0, finite; log i [B, T, ...].
+    there is none, or where writes are kept in a dtype with a smaller range (float16). Decays stay what they
+    were: constant, here log f [...] <= 0, finite; log i [B, T, ...].
 
     Only for rows that are whole, on a CPU, where a look at the numbers costs little."""
     T = log_i.shape[1]
     if T < 2 or log_i.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    if tokens.segment is not None or tokens.valid is not None:
+    if tokens.segment is not None or tokens.valid is not None or torch.finfo(dtype).tiny > math.exp(-RANGE):
         return None
     m = torch.maximum(log_i.amax(1), start.to(log_i.dtype))
     if not bool((m - log_i.amin(1) <= RANGE).all()):  # (nor where one is infinite or NaN)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixerzoo.mixers import build, rwkv4, sequences
+from mixerzoo.kernels import recurrence
+from mixerzoo.mixers import MixerState, build, rwkv4, sequences
+from mixerzoo.mixers.base import Tokens
 from mixerzoo.mixers.longhorn import log_one_minus
 from mixerzoo.mixers.parts import zero_order_hold
 from mixerzoo.mixers.rg_lru import root_one_minus_square
@@ -191,6 +193,26 @@ def test_rwkv4_with_one_maximum_or_a_running_one(size: float, bonus: float, monk
         for a, b in zip(found(cuts), want, strict=True):
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
     assert any(x is not None for x in levels) and (size < 40 or any(x is None for x in levels))
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_rwkv4_in_half_precision_after_one_large_key(dtype: torch.dtype, error: float) -> None:
+    """Weights far below the largest, which has decayed, are those that count."""
+    k = torch.full((1, 12, 2), -22.0)
+    k[:, 0] = 0
+    v = torch.randn(1, 12, 2, generator=torch.Generator().manual_seed(0))
+    w, u, tokens = torch.full((2,), 5.0), torch.zeros(2), Tokens(torch.arange(12)[None], None)
+
+    def found(v: torch.Tensor) -> torch.Tensor:
+        m = torch.full((1, 2), -math.inf, dtype=torch.float64)
+        state = MixerState(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 1, 4), stabiliser=m)
+        core = rwkv4.attend(k, v, w, u, state, tokens)
+        o, _ = recurrence(
+            core.q, core.k, core.v, None, core.log_decay_v, initial_state=core.initial, read=core.read
+        )
+        return rwkv4.mean(o, *core.rest).float()
+
+    assert (found(v.to(dtype)) - found(v)).abs().max() < error
 
 
 # ------------------------------------------------------------------ functions with digits to lose
