@@ -184,7 +184,18 @@ def rwkv_theirs(x: Inputs) -> Tensor:
     return attend(x["decay"], x["first"], x["k"], x["v"])[0]
 
 
-def rwkv_ours(x: Inputs) -> Tensor:
+def _needs(backend: str) -> str:
+    """The name of the backend.
+
+    Raises:
+        Missing: it is not installed.
+    """
+    if backend == "numba" and not numba_core.installed():
+        raise Missing("numba")
+    return backend
+
+
+def rwkv_ours(x: Inputs, backend: str = "torch") -> Tensor:
     """As the mixer does between its projections."""
     k, width = x["k"], x["k"].shape[-1]
     start = torch.full((1, width), -math.inf, dtype=torch.float64)
@@ -197,7 +208,7 @@ def rwkv_ours(x: Inputs) -> Tensor:
         log_decay_v=core.log_decay_v,
         initial_state=core.initial,
         read=core.read,
-        backend="torch",
+        backend=_needs(backend),
     )
     return rwkv4.mean(o, *core.rest)
 
@@ -212,9 +223,9 @@ def rg_lru_theirs(x: Inputs) -> Tensor:
     return scan(None, x["x"], x["la"].exp(), never, None)[0]
 
 
-def elementwise_ours(x: Inputs) -> Tensor:
+def elementwise_ours(x: Inputs, backend: str = "torch") -> Tensor:
     v = x["x"][:, :, None]
-    o, _ = recurrence(ones(v), ones(v), v, None, x["la"][:, :, None], backend="torch")
+    o, _ = recurrence(ones(v), ones(v), v, None, x["la"][:, :, None], backend=_needs(backend))
     return o[:, :, 0]
 
 
@@ -236,14 +247,14 @@ def mamba_theirs(x: Inputs) -> Tensor:
 
 def mamba_ours(x: Inputs, backend: str = "torch") -> Tensor:
     """All views, whose gradients are views as well."""
-    if backend == "numba" and not numba_core.installed():
-        raise Missing("numba")
     B, C = (x[n].unsqueeze(2) for n in ("B", "C"))
     v = (x["dt"] * x["x"]).unsqueeze(-1)
-    return recurrence(C, B, v, OuterDecay(x["dt"], x["A"]), backend=backend)[0].squeeze(-1)
+    return recurrence(C, B, v, OuterDecay(x["dt"], x["A"]), backend=_needs(backend))[0].squeeze(-1)
 
 
-mamba_numba = functools.partial(mamba_ours, backend="numba")
+rwkv_numba, elementwise_numba, mamba_numba = (
+    functools.partial(ours, backend="numba") for ours in (rwkv_ours, elementwise_ours, mamba_ours)
+)
 
 
 CORES = (
@@ -255,7 +266,9 @@ CORES = (
     Core("kda", "8 heads × 128", kda_inputs, kda_theirs, delta_ours, 10, 30),
     Core("mlstm", "8 heads, K 64, V 128", mlstm_inputs, mlstm_theirs, mlstm_ours, 1.3, 2),
     Core("rwkv4", "width 1024", rwkv_inputs, rwkv_theirs, rwkv_ours, 8, 100),
+    Core("rwkv4-numba", "width 1024", rwkv_inputs, rwkv_theirs, rwkv_numba, 8, 100),
     Core("rg-lru", "width 1024", rg_lru_inputs, rg_lru_theirs, elementwise_ours, 12, 1500),
+    Core("rg-lru-numba", "width 1024", rg_lru_inputs, rg_lru_theirs, elementwise_numba, 12, 1500),
     Core("mamba", "d_inner 1536, N 16", mamba_inputs, mamba_theirs, mamba_ours, 30, 700, 512),
     Core("mamba-numba", "d_inner 1536, N 16", mamba_inputs, mamba_theirs, mamba_numba, 50, 1500, 512),
 )

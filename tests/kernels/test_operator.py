@@ -200,7 +200,7 @@ def test_bidirectional(reverse):
 OPTIONS = (1.0, "after", False, "auto", "auto", "auto", None, None, True)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("decay", ["none", "BTHK", "outer"])
 def test_opcheck(decay):
     torch.manual_seed(6)
     q, k, v, la, lb, s0 = arguments(1, 5, 2, 2, 3, decay, "HV", extremes=False)
