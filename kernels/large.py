@@ -1,8 +1,8 @@
 """Memory of large results on a CPU, used again.
 
 A fresh page costs a fault and is zeroed, which for a result of 32 MB takes longer than to fill it. malloc
-keeps what was freed only below that size; here what is larger is kept too, `KEPT` bytes at the most, those
-freed last. It comes from numpy, which asks the system for pages of 2 MB.
+keeps some of what was freed below that size; here what is larger than half of it is kept too, `KEPT` bytes
+at the most, those freed last. It comes from numpy, which asks the system for pages of 2 MB.
 """
 
 from __future__ import annotations
@@ -12,9 +12,22 @@ import weakref
 import numpy
 import torch
 
-# Bytes from which on this is for, as malloc keeps less; bytes that are kept; and what sizes and addresses are
+# Bytes from which on this is for; bytes that are kept; and what sizes and addresses are
 # multiples of.
-LARGE, KEPT, PAGE, ALIGNED = 1 << 25, 1 << 28, 1 << 21, 64
+LARGE, KEPT, PAGE, ALIGNED = 1 << 24, 1 << 28, 1 << 21, 64
+
+# Below 32 MB glibc's malloc learns from what is freed: it keeps twice the largest block so far (mallopt(3),
+# M_MMAP_THRESHOLD).
+LEARNT = (1 << 25) - (1 << 16)
+
+
+def settle() -> None:
+    """Free one such block, which nothing has touched: else a few results of 8 MB would be given back to the
+    system after each call, and come in fresh pages in the next."""
+    torch.empty(LEARNT, dtype=torch.uint8)
+
+
+settle()
 
 
 class _Room:

@@ -1,5 +1,9 @@
 """Memory of large results: whose it is, and how much is kept."""
 
+import os
+import platform
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,3 +62,24 @@ def test_threads_never_share_memory():
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))
+
+
+AGAIN = """
+import resource, torch
+from mixerzoo.kernels import recurrence
+q, k, v = (torch.randn(1, 2048, 8, 128, requires_grad=True) for _ in range(3))
+pages = []
+for _ in range(9):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.autograd.grad(recurrence(q, k, v, -torch.ones(8))[0].sum(), (q, k, v))
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(pages)[4])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_pages_of_results_are_not_given_back_after_every_call():
+    """Results of 8 MB, 2,048 pages each, in a process that has freed nothing larger."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    run = subprocess.run([sys.executable, "-c", AGAIN], env=plain, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 1000
