@@ -35,10 +35,11 @@ def _state_numbers(p: Problem) -> int:
 
 
 def scan_block(p: Problem, gradient: bool = False) -> int:
-    """Steps to scan at a time: as many as keep their states in a cache, 2^20 numbers, but 32 at least. The
+    """Steps to scan at a time: as many as keep their states in a cache, 2^20 numbers, but 24 at least. The
     gradient, which has three times as much beside them, scans half as many."""
     in_cache = (1 << 20) // _state_numbers(p)
-    return max(32, 1 << max(0, in_cache.bit_length() - 1)) >> gradient
+    block = 1 << max(0, in_cache.bit_length() - 1)
+    return (block if block > 32 else 24) >> gradient
 
 
 def apart(block: int, key_dim: int, most: int) -> int:

@@ -346,7 +346,8 @@ def states_back(
     starts = range(0, len(steps), size)
     kept = [S]
     if saved is not None:
-        apart = saved.every // size
+        apart, rest = divmod(saved.every, size)
+        assert not rest, "states were saved inside a block"
         kept += saved.states.unbind()
     else:
         apart = 1 if len(starts) <= MANY else math.isqrt(len(starts))

@@ -7,6 +7,11 @@ import pytest
 import torch
 
 from mixerzoo.kernels import ops, recurrence
+from mixerzoo.kernels.choose import Problem, scan_block
+from mixerzoo.kernels.forms import carry
+from mixerzoo.kernels.gradients import states_back
+from mixerzoo.kernels.order import AFTER
+from mixerzoo.kernels.steps import Saved
 
 
 def problem(T, K, offsets=None, **options):
@@ -113,3 +118,18 @@ def test_one_block_needs_no_state_but_its_start(form, monkeypatch):
     q = x.q.clone().requires_grad_()
     recurrence(q, x.k, x.v, x.log_decay, initial_state=x.initial_state, form=form)[0].sum().backward()
     assert q.grad.any()
+
+
+def test_states_inside_a_block_are_no_starts():
+    """States that lie where no block of the gradient starts are an error, not another gradient."""
+    steps = ops._steps(*problem(24, 3), 0, 24, torch.float64, None)
+    saved = Saved(every=8, states=torch.zeros(2, 1, 2, 3, 5, dtype=torch.float64))
+    with pytest.raises(AssertionError, match="inside a block"):
+        list(states_back(steps, torch.zeros(1, 2, 3, 5), AFTER, 3, carry, saved))
+
+
+@pytest.mark.parametrize("heads", [1, 100, 512, 1024, 1536, 40_000])
+@pytest.mark.parametrize("K", [1, 16])
+def test_blocks_of_a_scan_s_gradient_are_halves_of_its_own(heads, K):
+    p = Problem(1, 4096, heads, K, 1, K > 1, K == 1)
+    assert scan_block(p) == 2 * scan_block(p, gradient=True)
