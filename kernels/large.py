@@ -24,7 +24,7 @@ LEARNT = (1 << 25) - (1 << 16)
 def settle() -> None:
     """Free one such block, which nothing has touched: else a few results of 8 MB would be given back to the
     system after each call, and come in fresh pages in the next."""
-    torch.empty(LEARNT, dtype=torch.uint8)
+    torch.empty(LEARNT, dtype=torch.uint8, device="cpu")
 
 
 settle()
