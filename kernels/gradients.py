@@ -347,7 +347,7 @@ def states_back(
     kept = [S]
     if saved is not None:
         apart, rest = divmod(saved.every, size)
-        assert not rest, "states were saved inside a block"
+        assert not (rest and len(saved.states)), "states were saved inside a block"
         kept += saved.states.unbind()
     else:
         apart = 1 if len(starts) <= MANY else math.isqrt(len(starts))
