@@ -148,7 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="theorems by name, prefix or pattern (all); of a single one, everything is shown",
     )
-    parser.add_argument("--quick", action="store_true", help="a sample of the cases, in a minute or two")
+    parser.add_argument("--quick", action="store_true", help="a sample of the cases, in a few minutes")
     parser.add_argument(
         "--evidence",
         action="append",
