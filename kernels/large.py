@@ -12,8 +12,7 @@ import weakref
 import numpy
 import torch
 
-# Bytes from which on this is for; bytes that are kept; and what sizes and addresses are
-# multiples of.
+# Bytes from which on this is for; bytes that are kept; and what sizes and addresses are multiples of.
 LARGE, KEPT, PAGE, ALIGNED = 1 << 24, 1 << 28, 1 << 21, 64
 
 # Below 32 MB glibc's malloc learns from what is freed: it keeps twice the largest block so far (mallopt(3),
