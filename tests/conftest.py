@@ -4,6 +4,8 @@
 that name, which transformers looks for. The tests import `mixerzoo.kernels`, as installed.
 """
 
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +13,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    from interpreter import patch_language_once_a_launch
+
+    patch_language_once_a_launch()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
