@@ -153,6 +153,9 @@ class Element:
     def exp(self) -> Element:
         raise self._refused("exp")
 
+    def reciprocal(self) -> Element:
+        raise self._refused("reciprocal")
+
     def zeros_like(self: E) -> E:
         raise self._refused("zeros_like")
 
@@ -249,6 +252,7 @@ _TORCH: dict[str, Any] = {
     "sum": lambda x, dim, keepdim=False: x.sum(dim, keepdim),
     "cumsum": lambda x, dim: x.cumsum(dim),
     "exp": lambda x: x.exp(),
+    "reciprocal": fresh(lambda x: x.reciprocal()),
     "zeros_like": lambda x: x.zeros_like(),
     "linalg_solve_triangular": fresh(_solve_triangular),
 }
@@ -315,6 +319,15 @@ class Field(Element):
 
     def cumsum(self, dim: int) -> Field:
         return self._each(lambda x: _accumulate(x, dim, add))
+
+    def reciprocal(self) -> Field:
+        """Of what has one."""
+        value, *tangents = self.parts
+        if (value == 0).any():
+            raise self._refused("reciprocal of 0")
+        found = inverse(value)
+        of_tangents = (multiply(t, multiply(found, found)) for t in tangents)
+        return Field(found, *(subtract(np.zeros_like(t), t) for t in of_tangents))
 
     def zeros_like(self) -> Field:
         return self._each(np.zeros_like)

@@ -217,6 +217,15 @@ class Bounded(Element):
             error = np.where(np.isneginf(x), 0.0, _outward(largest * relative + a.tiny, 4096))
             return Bounded(np.exp2(x), error, a)
 
+    def reciprocal(self) -> Bounded:
+        """Of what is not 0 in any computation."""
+        a = self.arithmetic
+        x = self.computed.astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            least = np.abs(x) - 2 * self.error  # of any computation, and of the true value
+            error = np.where(least > 0, (self.error / np.abs(x) + a.unit) / least + a.tiny, np.inf)
+            return Bounded(1 / self.computed, _outward(error, 4), a)
+
     def zeros_like(self) -> Bounded:
         return self._each(np.zeros_like)
 

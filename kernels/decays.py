@@ -24,3 +24,15 @@ def exp(log_decay: Array, out: Array = None) -> Array:
     if out is None:
         return torch.exp2(binary(log_decay))
     return torch.exp2(torch.mul(log_decay, LOG2E, out=out), out=out)
+
+
+def can_look(x: Array) -> bool:
+    """Whether the numbers are there to be looked at: not while a graph is traced."""
+    if not isinstance(x, torch.Tensor):
+        return True
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def above(x: Array, least: float) -> bool:
+    """Whether all of x are known to be greater than this."""
+    return can_look(x) and bool(torch.amin(x) > least)

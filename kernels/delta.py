@@ -32,7 +32,9 @@ from . import forms, gradients
 from .forms import Result, Source, attend, in_blocks, recurrent_form, width_of
 from .gradients import BlockGradient, Carry, walk_gradient
 from .memory import (
+    cast,
     copied,
+    dtype_of,
     into,
     lent,
     memory,
@@ -46,7 +48,7 @@ from .memory import (
 )
 from .order import BEFORE, Order
 from .passing import Passing, flat
-from .scores import Column, Row, Scores, cast, dense, dtype_of, plus, product, scores_of
+from .scores import Column, Row, Scores, dense, plus, product, scores_of
 from .steps import Array, Gradients, Saved, Slice, Steps
 from .tree import in_chunks
 

@@ -3,10 +3,10 @@
     S_t = (a_t b_tᵀ) ∘ S_{t-1} + k_t v_tᵀ        o_t = S_tᵀ q_t        a = exp(la), b = exp(lb)
 
 Every weight is exp of a sum of log-decays, and the sum is taken directly, or in `tree` and `scan` a
-product of decays: nothing is divided and no cumulative sums are subtracted, so a log-decay of -inf is
-a number like any other, all factors lie in [0, 1] and nothing can overflow or turn into NaN. The
-functions use only operations that also make sense on field elements, which is how
-`mixerzoo.equivalence` proves that they agree: the code that is proved is the code that runs.
+product of decays: no cumulative sums are subtracted, and nothing is divided but where decays are weak
+(`fold`), so a log-decay of -inf is a number like any other, all other factors lie in [0, 1] and nothing
+can overflow or turn into NaN. The functions use only operations that also make sense on field elements,
+which is how `mixerzoo.equivalence` proves that they agree: the code that is proved is the code that runs.
 
 Layout: q, k [..., T, K], v [..., T, V], la [..., T, K or 1] or None, lb [..., T, V] or None,
 state [..., K, V]. Each form returns the outputs as a list of consecutive pieces, and the final state.
@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from .decays import exp
+from .fold import folded, weak
 from .memory import (
     copied,
     increased,
@@ -270,9 +271,15 @@ def _shared_weights(lb: Array, size: int, order: Order) -> tuple[Array, Array, A
 
 
 def chunk_map(q: Array, k: Array, la: Array, lb: Array, order: Order, size: int, keep: bool = False) -> Map:
-    """Of chunks q, k [chunks, ..., C, K] with their log-decays [..., T, D], of which one is None at least."""
+    """Of chunks q, k [chunks, ..., C, K] with their log-decays [..., T, D], of which one is None at least; to
+    `keep` levels for a gradient."""
     if la is not None:
-        P, keys, levels = tree_map("keys", q, k, in_chunks(la, size), order, keep)
+        la = in_chunks(la, size)
+        if not keep and weak(every := total(la)):
+            P, keys = folded(q, k, la, every, order)
+            P = causal(P, 0, order)
+            return Map(P, P, None, None, None, keys, None, [])
+        P, keys, levels = tree_map("keys", q, k, la, order, keep)
         return Map(P, P, None, None, None, keys, None, levels)
     products, keys = matmul("products", q, k.mT), Side(q, k, None)
     if lb is None:

@@ -126,6 +126,25 @@ def times(name: Hashable, x: Any, y: Any) -> Any:
     return x if y is None else into(name, torch.mul, x, y)
 
 
+def _to(x: Any, dtype: torch.dtype, out: Any = None) -> Any:
+    return x.to(dtype) if out is None else out.copy_(x)
+
+
+def cast(name: Hashable, x: Any, dtype: Any) -> Any:
+    """x in another dtype (field elements have none)."""
+    return x if dtype is None or x.dtype == dtype else into(name, _to, x, dtype)
+
+
+def dtype_of(x: Any) -> Any:
+    """None of field elements."""
+    return getattr(x, "dtype", None)
+
+
+def wide(name: Hashable, x: Any) -> Any:
+    """x in float64."""
+    return cast(name, x, None if dtype_of(x) is None else torch.float64)
+
+
 def one_batch(x: torch.Tensor) -> bool:
     """Whether all leading axes are one, without a copy."""
     axes = [(n, s) for n, s in zip(x.shape[:-2], x.stride()[:-2], strict=True) if n > 1]

@@ -18,11 +18,11 @@ Columns are written after the decay of their step, as wherever a step erases; ro
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from .decays import exp
+from .decays import can_look, exp
 from .forms import (
     later,
     prefix,
@@ -33,7 +33,19 @@ from .forms import (
     total,
 )
 from .gradients import _like, straddling
-from .memory import copied, increased, into, lowered, one_batch, plus_product, scaled, times
+from .memory import (
+    cast,
+    copied,
+    dtype_of,
+    increased,
+    into,
+    lowered,
+    one_batch,
+    plus_product,
+    scaled,
+    times,
+    wide,
+)
 from .order import Order
 from .steps import Array
 from .tree import Level, Side, descend, from_chunk, leaf, pad_time, power_of_two, tree_map
@@ -85,15 +97,6 @@ class Pulled(NamedTuple):
 # ------------------------------------------------------------------ into memory that is there
 
 
-def _to(x: Array, dtype: torch.dtype, out: Array = None) -> Array:
-    return x.to(dtype) if out is None else out.copy_(x)
-
-
-def cast(name: Hashable, x: Array, dtype: Any) -> Array:
-    """x in another dtype (field elements have none)."""
-    return x if dtype is None or x.dtype == dtype else into(name, _to, x, dtype)
-
-
 def dense(name: Hashable, x: Array) -> Array:
     """x, laid out so that products need no copy of it each."""
     strided = isinstance(x, torch.Tensor) and (x.stride(-1) != 1 or 0 in x.stride() or not one_batch(x))
@@ -103,15 +106,6 @@ def dense(name: Hashable, x: Array) -> Array:
 def weighed(name: Hashable, x: Array, w: Array) -> Array:
     """x ∘ w, None being 1, for products."""
     return dense(name, x) if w is None else times(name, x, w)
-
-
-def dtype_of(x: Array) -> Any:
-    return getattr(x, "dtype", None)
-
-
-def wide(name: Hashable, x: Array) -> Array:
-    """x in float64."""
-    return cast(name, x, None if dtype_of(x) is None else torch.float64)
 
 
 def product(name: Hashable, x: Array, y: Array) -> Array:
@@ -524,24 +518,17 @@ class Levels(Scores):
 def gentle(row: Row, column: Column) -> bool:
     """Whether no step reflects what it erases: 1 - w |k|² is what one leaves of its key. Of what is computed
     in float32; float64 has digits enough."""
-    if column.k is not row.x or column.w is None or dtype_of(row.x) != torch.float32 or not _can_look(row.x):
+    if column.k is not row.x or column.w is None or dtype_of(row.x) != torch.float32 or not can_look(row.x):
         return False
     squares = torch.sum(times("squares", column.k, column.k), -1, True)
     return bool(torch.amax(squares * column.w) <= GENTLE)
-
-
-def _can_look(x: Array) -> bool:
-    """Whether the numbers are there to be looked at: not while a graph is traced."""
-    if not isinstance(x, torch.Tensor):
-        return True
-    return type(x) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
 
 
 def scores_of(la: Array) -> Scores:
     """The way that the log-decays of a slice admit: [..., C, K or 1] or None."""
     if la is None:
         return Folded(None, None)
-    if _can_look(la):
+    if can_look(la):
         sums = into("sums", torch.cumsum, wide("wide decays", la), -2)
         lowest = torch.amin(sums[..., -1:, :])
         if lowest > -(REPRESENTABLE if dtype_of(la) in (torch.float64, None) else REPRESENTABLE_SINGLE):

@@ -29,7 +29,7 @@ from .steps import Array
 # ------------------------------------------------------------------ blocks of steps
 
 
-def _cat(*xs: Array, dim: int = -2, out: Array = None) -> Array:
+def cat(*xs: Array, dim: int = -2, out: Array = None) -> Array:
     return torch.cat(xs, dim) if out is None else torch.cat(xs, dim, out=out)
 
 
@@ -42,7 +42,7 @@ def pad_time(x: Array, n: int) -> Array:
     missing = n - x.shape[-2]
     if missing == 0:
         return x
-    return _cat(x, torch.zeros_like(x[..., :1, :]).expand(*x.shape[:-2], missing, x.shape[-1]))
+    return cat(x, torch.zeros_like(x[..., :1, :]).expand(*x.shape[:-2], missing, x.shape[-1]))
 
 
 def in_chunks(x: Array, size: int) -> Array:
@@ -70,7 +70,7 @@ def right(x: Array, h: int) -> Array:
 
 def whole(of_left: Array, of_right: Array, name: Any = None) -> Array:
     """Steps from the halves of their blocks."""
-    x = into(("whole", name), _cat, of_left, of_right) if name else _cat(of_left, of_right)
+    x = into(("whole", name), cat, of_left, of_right) if name else cat(of_left, of_right)
     return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
 
 
@@ -200,7 +200,7 @@ class _Map:
             return
         of_left, of_right = left(self.found, h), right(self.found, h)
         above = torch.zeros_like(of_left)
-        self.found = whole(_cat(of_left, above, dim=-1), _cat(across, of_right, dim=-1))
+        self.found = whole(cat(of_left, above, dim=-1), cat(across, of_right, dim=-1))
 
 
 def own_weight(each: Array, order: Order) -> Array:

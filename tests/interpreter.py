@@ -35,8 +35,8 @@ class _Nothing:
 
 def patch_language_once_a_launch() -> None:
     """The interpreter puts its own functions into triton.language for a kernel, and again whenever the kernel
-    calls a device function, half of a small kernel's time. Here it does so once, for the language's own device
-    functions too."""
+    calls a device function, which is half of a small kernel's time. Here it does so once, for the language's
+    own device functions too."""
     import triton.language as tl
     from triton.runtime import interpreter
 

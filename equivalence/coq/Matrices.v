@@ -217,6 +217,20 @@ Proof.
   do 2 f_equal. apply dot_ext. intros i below. now rewrite !at_row.
 Qed.
 
+(* `folded`: a query times the decays since the start, and a key times the inverse of those up to its step,
+   make the same score as through the decays between. *)
+Theorem read_folded q k v up_to inverse between :
+  (forall i, i < K -> at_ up_to i * at_ inverse i = r1) ->
+  read_state (times q (times up_to between)) (outer (times k inverse) v)
+  = read_state q (decay_state (outer k v) (between, ones V)).
+Proof.
+  intros inverted. rewrite outer_through, !read_outer. entrywise.
+  assert (one : forall x : F, x * r1 = x) by (intros; ring).
+  rewrite one. f_equal. apply dot_ext. intros i below. unfold times. rewrite !at_row by easy.
+  transitivity (at_ q i * (at_ k i * at_ between i) * (at_ up_to i * at_ inverse i)); [ring |].
+  rewrite inverted by easy. apply one.
+Qed.
+
 (* `weights`, where the decay over keys is one number and there is none over values: it leaves the product. *)
 Theorem read_scalar q k v c :
   read_state q (decay_state (outer k v) (row K (fun _ => c), ones V))

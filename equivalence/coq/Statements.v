@@ -146,6 +146,15 @@ Check (@read_pair : forall (F : ring) (K V : nat) (q k : vec F K) (v : values_su
                (mul (at_ F v j) (at_ F suffix_b j)))
           (at_ F prefix_b j))).
 
+(** forms/chunk-body
+    There, decays that have inverses go into queries and keys: (q ∘ E_t)·(k ∘ 1/E_s) is the pair's score.
+    Models kernels/fold.py: folded. *)
+Check (@read_folded : forall (F : ring) (K V : nat) (q k : vec F K) (v : values_sums F V)
+  (up_to inverse between : vec F K),
+  (forall i, i < K -> mul (at_ F up_to i) (at_ F inverse i) = r1) ->
+  read_state F K V (times F q (times F up_to between)) (outer F K V (times F k inverse) v)
+  = read_state F K V q (decay_state F K V (outer F K V k v) (between, ones F V))).
+
 (** orders/from-one
     What each order reads is what RDA reads, with the step's own decay and write added locally.
     Models kernels/order.py: Order. *)

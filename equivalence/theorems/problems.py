@@ -67,11 +67,13 @@ class Problem:
     @property
     def degree(self) -> int:
         """Of outputs and state, in all operands: at most T decays a and T of b (or T erasures, each of β, k
-        twice and a, or of x and y), times q, k, v and scale. A form that erases may divide by each decay, for
-        every step of its block at most once: so much more when denominators are cleared."""
+        twice and a, or of x and y), times q, k, v and scale. A form that erases, or whose decays differ
+        between keys, may divide by each decay, for every step of its block at most once: so much more when
+        denominators are cleared."""
         decays = LARGEST_EXPONENT if self.key_decay == "dt·A" else 1
         erases = self.erasing != "none"
-        cleared = erases * decays * self.length * min(self.block, self.length)
+        divides = erases or self.key_decay in ("[B,T,H,K]", "dt·A")
+        cleared = divides * decays * self.length * min(self.block, self.length)
         return (1 + decays + 3 * erases) * self.length + 4 + cleared
 
     def operands(self, rng: np.random.Generator, dual: bool = False, zeros: float = 0.0) -> Operands:
