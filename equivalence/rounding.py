@@ -391,6 +391,9 @@ class Fixed(Element):
     def exp(self) -> Fixed:
         return Fixed(_elementwise(_exp, self.parts[0]))
 
+    def reciprocal(self) -> Fixed:
+        return Fixed(_elementwise(lambda x: ONE * ONE // x, self.parts[0]))
+
     def zeros_like(self) -> Fixed:
         return Fixed(self.parts[0] * 0)
 

@@ -89,6 +89,16 @@ def test_tangents_are_derivatives(rng):
     assert (tangent.astype(object) == twice).all()
 
 
+def test_reciprocals(rng):
+    """1/x has -dx/x²; 0 has none."""
+    x = Field.random(rng, 3, 4, dual=True)
+    one, change = (x * torch.reciprocal(x)).parts
+    assert set(integers(one)) == {1} and not change.any()
+    assert torch.reciprocal(x).tangent().any()
+    with pytest.raises(TypeError, match="reciprocal of 0"):
+        torch.reciprocal(torch.zeros_like(x))
+
+
 def test_constants_have_no_tangent(rng):
     x, constant = Field.random(rng, 2, dual=True), Field.random(rng, 2)
     assert integers((x + constant).tangent()) == integers(x.tangent())

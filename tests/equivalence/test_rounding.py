@@ -39,6 +39,7 @@ OPERATIONS = {
     "cumsum from the end": (lambda x, y: torch.cumsum((x + y).flip(0), 0).flip(0), X, Y),
     "exp": (lambda x, y: torch.exp(x), LOGS, NONE),
     "exp of sums": (lambda x, y: torch.exp(torch.cumsum(x, -1)) + y, LOGS, NONE),
+    "reciprocal": (lambda x, y: torch.reciprocal(x * x + 1 + y * y), X, Y),
     "cat": (lambda x, y: torch.cat([x * y, y], 1), X, Y),
     "where": (lambda x, y: torch.where(torch.arange(7) > 2, x * y, torch.zeros_like(x)), X, Y),
 }
@@ -102,6 +103,12 @@ def test_what_is_exact_has_no_error():
     logs = Bounded.of(LOGS, FLOAT64)
     for y in (logs + logs, torch.cumsum(logs, 0), torch.sum(logs, 0)):
         assert (y.error[np.isneginf(y.computed)] == 0).all() and np.isneginf(y.computed).any()
+
+
+def test_what_may_be_zero_has_no_reciprocal():
+    x = Bounded.of(np.array([1e-3, 1.0]), FLOAT32, 1e-2) + 1.0 + -1.0
+    assert np.isfinite(torch.reciprocal(x).error).all()
+    assert np.isinf(torch.reciprocal(x * Bounded.of(np.array([1e-6, 0.0]), FLOAT32) + 1.0 + -1.0).error).all()
 
 
 def test_dtypes_meet_in_the_wider():
