@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 
 CORE = (
-    *("forms", "tree", "scan", "delta", "scores", "passing", "gradients", "scan_gradient"),
+    *("forms", "tree", "fold", "scan", "delta", "scores", "passing", "gradients", "scan_gradient"),
     *("steps", "decays", "memory", "large", "order", "one_step", "operator", "ops"),
 )
 MIXERZOO = Project(
@@ -37,7 +37,7 @@ MIXERZOO = Project(
         *(
             f"tests/kernels/test_{n}.py"
             for n in (
-                *("forms", "tree", "scan", "gradients", "saved", "memory", "large"),
+                *("forms", "tree", "fold", "scan", "gradients", "saved", "memory", "large"),
                 *("delta", "operator", "errors", "step"),
             )
         ),
