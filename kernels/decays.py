@@ -10,6 +10,9 @@ from .steps import Array
 
 LOG2E = math.log2(math.e)
 
+# exp of this, times the square of numbers up to 1e11, is a number of float32.
+WEAK = 30.0
+
 
 def binary(log_decay: Array) -> Array:
     """A natural logarithm as one to base 2."""

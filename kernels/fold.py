@@ -16,15 +16,11 @@ from __future__ import annotations
 
 import torch
 
-from .decays import above, exp
+from .decays import WEAK, above, exp
 from .memory import into, scaled, times
 from .order import Order
 from .steps import Array
 from .tree import Side, cat, left, right, with_right
-
-# The least that the log-decays of a chunk may come to: 1/E times what is in float32, and its square, are
-# numbers.
-WEAK = 30.0
 
 
 def weak(total: Array) -> bool:

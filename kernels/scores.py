@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from .decays import can_look, exp
+from .decays import WEAK, can_look, exp
 from .forms import (
     later,
     prefix,
@@ -52,8 +52,6 @@ from .tree import Level, Side, descend, from_chunk, leaf, pad_time, power_of_two
 
 # exp of this, times the square of anything in float32, is a number of float64.
 REPRESENTABLE = 500.0
-# The same for float32, and the square of numbers up to 1e11.
-REPRESENTABLE_SINGLE = 30.0
 
 # The most of a key that a step may erase without reflecting it, and some room for rounding.
 GENTLE = 1.001
@@ -531,7 +529,7 @@ def scores_of(la: Array) -> Scores:
     if can_look(la):
         sums = into("sums", torch.cumsum, wide("wide decays", la), -2)
         lowest = torch.amin(sums[..., -1:, :])
-        if lowest > -(REPRESENTABLE if dtype_of(la) in (torch.float64, None) else REPRESENTABLE_SINGLE):
+        if lowest > -(REPRESENTABLE if dtype_of(la) in (torch.float64, None) else WEAK):
             return Folded(la, sums)
         if lowest > -REPRESENTABLE:
             return Wide(la, sums) if la.shape[-1] > 1 else Shared(la, sums)

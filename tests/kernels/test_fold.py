@@ -2,9 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
+from mixerzoo.equivalence.algebra import Log
 from mixerzoo.kernels import OuterDecay, fold, forms, recurrence
 from mixerzoo.kernels.order import AFTER
 
@@ -90,3 +92,19 @@ def test_masked_and_packed_steps(folds):
     assert folds
     for a, b in zip(found, want, strict=True):
         assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+def test_what_is_looked_at(monkeypatch):
+    """Numbers that are there, on the CPU; and field elements, so that proofs run both ways."""
+    total = torch.tensor([-29.0, 0.0])
+    assert fold.weak(total) and not fold.weak(total - 2)
+    rng = np.random.default_rng(0)
+    for zeros, expected in ((0.0, True), (0.5, False)):
+        assert fold.weak(torch.sum(Log.random(rng, 4, 8, zeros=zeros), -2, True)) == expected
+
+    class Other(torch.Tensor):
+        pass
+
+    assert not fold.weak(total.as_subclass(Other)) and not fold.weak(total.to("meta"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not fold.weak(total)
