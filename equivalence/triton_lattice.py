@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import OuterDecay, step
+from .interpreting import patch_language_once_a_launch
 from .theorem import Counterexample
 from .theorems.problems import called
 
@@ -315,6 +316,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    patch_language_once_a_launch()
     torch.save(by_kernels(args.group, args.quick, args.seed, "cpu"), args.file)
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
-    from interpreter import patch_language_once_a_launch
+    from mixerzoo.equivalence.interpreting import patch_language_once_a_launch
 
     patch_language_once_a_launch()
 

@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 
 def passed_interpreted(tests: Path, share: str = "0/1") -> str:
@@ -26,36 +24,3 @@ def passed_interpreted(tests: Path, share: str = "0/1") -> str:
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
     return run.stdout
-
-
-class _Nothing:
-    def restore(self) -> None:
-        pass
-
-
-def patch_language_once_a_launch() -> None:
-    """The interpreter puts its own functions into triton.language for a kernel, and again whenever the kernel
-    calls a device function, which is half of a small kernel's time. Here it does so once, for the language's
-    own device functions too."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    class Executor(interpreter.GridExecutor):
-        patched = False
-
-        def __call__(self, *args: Any, **kwargs: Any) -> None:
-            try:
-                super().__call__(*args, **kwargs)
-            finally:
-                Executor.patched = False
-
-    patch = interpreter._patch_lang
-    everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-
-    def once(fn: Any) -> Any:
-        if Executor.patched:
-            return _Nothing()
-        Executor.patched = True
-        return patch(everything)
-
-    interpreter._patch_lang, interpreter.GridExecutor = once, Executor
