@@ -141,7 +141,7 @@ def _of_every_length(form: str) -> Check:
                 o, S = tally.left(first_steps(c, n), states[0], order)
                 where = f"a block of n = {n}, order {order.events}, decay: {kind[0]}, K = 2, V = 3"
                 same(where, {"o": o, "S": S}, {"o": outputs[..., :n, :], "S": states[n]})
-                tally.exact(Problem(n).degree)
+                tally.exact(Problem(n, n).degree)
 
     return check
 
